@@ -1,0 +1,44 @@
+"""What an engine is: token ids in, deltas out.
+
+An engine knows nothing of messages, templates, sessions or HTTP. It is used from one asyncio loop; where it
+computes (a thread, another library's threads) is its own affair.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from mini_claude.types import EngineStats, GenerationDelta, GenerationRequest
+
+
+class Engine(Protocol):
+    """The protocol behind which `torch_engine`, `echo_engine` and later engines stand."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that prompt and completion may have together."""
+        ...
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise what `generate` would raise before its first delta: `ContextLengthExceeded`, `InvalidRequest`
+        (a logit_bias id outside the vocabulary) or `Overloaded`. Cheap, no side effects."""
+        ...
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
+        """Yield deltas until one has a finish_reason. Closing the iterator aborts the request within one step.
+
+        Raises the errors of `check`, and `InternalError` when computing this request failed; other requests are
+        not affected by either.
+        """
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request within one step with finish_reason "abort"; unknown ids are ignored."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """A consistent snapshot, cheap enough to be asked for once a second."""
+        ...
+
+    async def close(self) -> None:
+        """Abort everything, join threads and release memory."""
+        ...

@@ -1,0 +1,143 @@
+"""All settings, from one place: defaults, then a TOML file, then MINI_CLAUDE_* in the environment.
+
+No other file reads the environment. `mini-claude config` prints this table with the effective values.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic import field_validator
+
+from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization
+
+CONFIG_FILE_VARIABLE = "MINI_CLAUDE_CONFIG"
+ListOfNames = Annotated[tuple[str, ...], NoDecode]  # "a,b" in the environment, a list in TOML
+
+
+class Settings(BaseSettings):
+    """Every setting with its default and what it does."""
+
+    model_config = SettingsConfigDict(env_prefix="MINI_CLAUDE_", extra="forbid", frozen=True)
+
+    # where things are
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("mini-claude"),
+        description="Everything that must survive lives here: database, models, logs, sockets.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="SQLAlchemy URL. Unset: an SQLite file in data_dir. sqlite:// keeps sessions in memory "
+        "(one worker only).",
+    )
+
+    # the server
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
+    workers: int = Field(1, ge=1, le=64, description="API worker processes.")
+    allow_unauthenticated_network: bool = Field(
+        False, description="Serve other machines without any API key. Only for networks where you trust everyone."
+    )
+    allowed_hosts: ListOfNames = Field(
+        (), description="Further Host names under which this server may be called, besides its own address."
+    )
+    allowed_origins: ListOfNames = Field(
+        (), description="Web origins (scheme://host:port) that may call from a browser, besides the server's own."
+    )
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
+    shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
+    ping_seconds: float = Field(15.0, ge=0.05, le=300, description="Silence in a stream before a comment ping.")
+    resume_seconds: float = Field(
+        60.0, ge=0, le=3600, description="How long a WebSocket reply goes on, and can be resumed, with nobody listening."
+    )
+
+    # models
+    default_model: str = Field("smollm2-135m", description="The model behind the alias `default`.")
+    preload: bool = Field(True, description="Load the default model when the server starts.")
+    idle_unload_seconds: float = Field(
+        0.0, ge=0, description="Unload a model after this long without a request; 0 keeps it."
+    )
+    load_timeout_seconds: float = Field(600.0, ge=1, description="How long a load may take before it counts as failed.")
+    hub_owners: ListOfNames = Field(
+        ("HuggingFaceTB", "microsoft", "Qwen", "google", "meta-llama", "mistralai"),
+        description="Hub accounts from which `mini-claude models pull` may download.",
+    )
+
+    # engine
+    engine: EngineKind = Field("torch", description="Engine for newly loaded models; echo is for tests.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    dtype: DTypeName = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU.")
+    quantization: Quantization | None = Field(None, description="int8 or nf4 (bitsandbytes); unset: none.")
+    kv_cache_tokens: int = Field(16384, ge=256, description="Tokens of KV cache, running and reusable together.")
+    max_num_seqs: int = Field(32, ge=1, le=1024, description="Sequences decoded in one batch.")
+    max_num_batched_tokens: int = Field(512, ge=16, description="Tokens of one engine step, prefill included.")
+    max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
+    num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
+
+    # logs
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="auto: readable on a terminal, JSON elsewhere."
+    )
+    log_file_bytes: int = Field(10_000_000, ge=10_000, description="Size at which a log file is rotated.")
+    log_file_count: int = Field(5, ge=1, le=100, description="Rotated log files that are kept.")
+
+    @field_validator("allowed_hosts", "allowed_origins", "hub_owners", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, the environment over the TOML file, the file over defaults."""
+        del dotenv_settings, file_secret_settings
+        file = os.environ.get(CONFIG_FILE_VARIABLE)
+        toml = TomlConfigSettingsSource(settings_cls, Path(file) if file else Path("mini-claude.toml"))
+        return init_settings, env_settings, toml
+
+    @property
+    def effective_database_url(self) -> str:
+        """The URL to connect to, with the default filled in."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'mini-claude.db'}"
+
+    @property
+    def models_dir(self) -> Path:
+        """One folder for each materialised model."""
+        return self.data_dir / "models"
+
+    @property
+    def logs_dir(self) -> Path:
+        """Log files of all processes."""
+        return self.data_dir / "logs"
+
+    def load_options(self) -> LoadOptions:
+        """The engine settings as the value that travels to the supervisor."""
+        return LoadOptions(
+            engine=self.engine,
+            dtype=self.dtype,
+            device=self.device,
+            quantization=self.quantization,
+            kv_cache_tokens=self.kv_cache_tokens,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            max_waiting=self.max_waiting,
+            num_threads=self.num_threads,
+        )
