@@ -5,7 +5,7 @@ and, for tokens, straight to the engine process that the supervisor named. Nothi
 values only, and a frame that does not decode into one of these types is dropped and logged.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -128,10 +128,15 @@ class Goodbye(Struct, frozen=True):
 
 
 class AcquireModel(Struct, frozen=True):
-    """Where is this model? Loads it when it is not loaded and answers `EngineAddress` when it is ready."""
+    """Where is this model? Loads it when it is not loaded and answers `EngineAddress` when it is ready.
+
+    A model that is loaded with other options is good enough, unless `exact`: then one with these options is loaded
+    beside it and takes its place once it is ready; when that fails the loaded one stays.
+    """
 
     spec: ModelSpec
     options: LoadOptions
+    exact: bool = False
 
 
 class UnloadModel(Struct, frozen=True):
@@ -162,6 +167,7 @@ class EngineReady(Struct, frozen=True):
     """Engine process -> supervisor, once: the model is loaded and the socket is bound."""
 
     model: str
+    pid: int
     engine: str
     context_length: int
     dtype: str
@@ -172,6 +178,7 @@ class EngineFailed(Struct, frozen=True):
     """Engine process -> supervisor, once: loading failed; the process ends after this."""
 
     model: str
+    pid: int
     kind: str
     error: ErrorInfo
 
@@ -180,6 +187,7 @@ class EngineHeartbeat(Struct, frozen=True):
     """Engine process -> supervisor, about once a second; `idle_seconds` counts since the last request ended."""
 
     model: str
+    pid: int
     idle_seconds: float
     stats: EngineStats
     gpus: tuple[GpuMemory, ...] = ()
@@ -244,6 +252,19 @@ class CallFailed(Struct, frozen=True):
 
 
 SupervisorOutbound = Done | EngineAddress | RuntimeStatus | MetricsText | CallFailed
+
+
+# --- supervisor -> engine process, once, as a line of JSON on its standard input --------------------------------
+
+
+class EngineLaunch(Struct, frozen=True):
+    """All that an engine process is told. `settings` is `Settings.model_dump(mode="json")` without secrets."""
+
+    spec: ModelSpec
+    options: LoadOptions
+    address: str
+    supervisor_address: str
+    settings: dict[str, Any]
 
 
 # --- facts -----------------------------------------------------------------------------------------------------

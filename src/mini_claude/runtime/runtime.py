@@ -58,9 +58,7 @@ class Runtime(Protocol):
         """Prometheus exposition text."""
         ...
 
-    async def start(
-        self, spec: ModelSpec, options: LoadOptions, request: StartChat | StartCompletion
-    ) -> ReplyStream:
+    async def start(self, spec: ModelSpec, options: LoadOptions, request: StartChat | StartCompletion) -> ReplyStream:
         """Load the model if need be and start a reply. Returns once the engine accepted it, else raises."""
         ...
 

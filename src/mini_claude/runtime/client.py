@@ -1,0 +1,149 @@
+"""The `Runtime` that API workers use: the supervisor for where things are, engine processes for tokens.
+
+Both lines are found again by the next call when the process behind them has died, so a worker never has to be
+restarted because something else was.
+"""
+
+import asyncio
+from typing import Self
+
+import zmq.asyncio
+
+from mini_claude.errors import EngineDied, Unavailable
+from mini_claude.runtime.engine_connection import EngineConnection, EngineReply
+from mini_claude.runtime.liveness import ProcessIdentity
+from mini_claude.runtime.messages import (
+    AcquireModel,
+    EngineAddress,
+    EngineReport,
+    Fact,
+    GetMetrics,
+    GetStatus,
+    Goodbye,
+    MetricsText,
+    Publish,
+    RuntimeStatus,
+    Shutdown,
+    StartChat,
+    StartCompletion,
+    SupervisorInbound,
+    SupervisorOutbound,
+    UnloadModel,
+)
+from mini_claude.runtime.supervisor_connection import SupervisorConnection, connect_supervisor
+from mini_claude.types import LoadOptions, ModelInfo, ModelSpec
+from mini_claude.utils.config import Settings
+
+START_ATTEMPTS = 3  # before anything was generated, moving to a new engine process cannot be noticed
+
+
+class RuntimeClient:
+    """Implements `runtime.Runtime` over ZeroMQ. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._context = zmq.asyncio.Context()
+        self._identity = ProcessIdentity.own()
+        self._supervisor: SupervisorConnection | None = None
+        self._supervisor_lock = asyncio.Lock()
+        self._engines: dict[str, EngineConnection] = {}  # by model, the newest
+        self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
+
+    @classmethod
+    async def connect(cls, settings: Settings) -> Self:
+        """A client whose supervisor answers. Raises `Unavailable` or `StorageError`."""
+        client = cls(settings)
+        try:
+            await client._connected()
+        except BaseException:
+            client._context.term()
+            raise
+        return client
+
+    async def load(self, spec: ModelSpec, options: LoadOptions) -> ModelInfo:
+        """Load with exactly these options; replaces a copy loaded with others once the new one is ready."""
+        return (await self._acquire(spec, options, exact=True)).info
+
+    async def unload(self, name: str) -> None:
+        """Returns when the process has ended."""
+        await self._call(UnloadModel(name))
+
+    async def status(self) -> RuntimeStatus:
+        """What runs now."""
+        status = await self._call(GetStatus())
+        assert isinstance(status, RuntimeStatus)
+        return status
+
+    async def metrics(self) -> str:
+        """Prometheus exposition text."""
+        metrics = await self._call(GetMetrics())
+        assert isinstance(metrics, MetricsText)
+        return metrics.text
+
+    async def start(self, spec: ModelSpec, options: LoadOptions, request: StartChat | StartCompletion) -> EngineReply:
+        """Start a reply on the model's engine process, loading the model first if need be."""
+        for attempt in range(START_ATTEMPTS):
+            try:
+                return await (await self._engine(spec, options)).start(request)
+            except Unavailable as error:
+                moved = isinstance(error, EngineDied) or error.code == "model_unloading"
+                if not moved or attempt + 1 == START_ATTEMPTS:
+                    raise
+                self._forget(spec.name)
+        raise AssertionError("unreachable")
+
+    async def attach(self, spec: ModelSpec, options: LoadOptions, request_id: str, after: int) -> EngineReply:
+        """Follow a resumable reply, from any worker."""
+        return await (await self._engine(spec, options)).attach(request_id, after)
+
+    async def engine_report(self, spec: ModelSpec, options: LoadOptions) -> EngineReport:
+        """Figures straight from the engine process, not a second old."""
+        return await (await self._engine(spec, options)).report()
+
+    def publish(self, *facts: Fact) -> None:
+        """Facts are lost while no supervisor runs; they describe traffic and nothing depends on them."""
+        if self._supervisor is not None:
+            self._supervisor.post(Publish(facts))
+
+    async def shutdown_supervisor(self) -> None:
+        """End the supervisor with all its engines."""
+        await self._call(Shutdown())
+
+    async def aclose(self) -> None:
+        """Say goodbye and close every socket."""
+        for engine in self._open:
+            engine.close()
+        if self._supervisor is not None:
+            self._supervisor.post(Goodbye(self._identity.pid))
+            self._supervisor.close()
+        await asyncio.to_thread(self._context.term)
+
+    async def _connected(self) -> SupervisorConnection:
+        async with self._supervisor_lock:
+            if self._supervisor is None or self._supervisor.closed:
+                self._supervisor = await connect_supervisor(self._context, self._settings, self._identity)
+            return self._supervisor
+
+    async def _call(self, body: SupervisorInbound) -> SupervisorOutbound:
+        return await (await self._connected()).call(body)
+
+    async def _acquire(self, spec: ModelSpec, options: LoadOptions, *, exact: bool) -> EngineAddress:
+        answer = await self._call(AcquireModel(spec, options, exact))
+        assert isinstance(answer, EngineAddress)
+        return answer
+
+    async def _engine(self, spec: ModelSpec, options: LoadOptions) -> EngineConnection:
+        engine = self._engines.get(spec.name)
+        if engine is not None and not engine.closed:
+            return engine
+        address = (await self._acquire(spec, options, exact=False)).address
+        engine = self._engines.get(spec.name)  # another request may have connected meanwhile
+        if engine is None or engine.closed or engine.address != address:
+            engine = EngineConnection(self._context, spec.name, address)
+            self._engines[spec.name] = engine
+            self._open = {other for other in self._open if not other.closed} | {engine}
+        return engine
+
+    def _forget(self, name: str) -> None:
+        """Ask the supervisor again next time; open replies keep the old connection until they end."""
+        self._engines.pop(name, None)

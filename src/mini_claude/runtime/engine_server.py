@@ -1,0 +1,279 @@
+"""The program of an engine process: one model, one engine, any number of workers.
+
+A request's way here: frame in -> messages rendered to token ids -> the engine accepts -> deltas out, numbered.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from mini_claude.errors import InternalError, InvalidRequest, MiniClaudeError, NotFound, Unavailable
+from mini_claude.runtime.context_window import fit
+from mini_claude.runtime.liveness import end_with_parent
+from mini_claude.runtime.loaded_model import LoadedModel, open_model
+from mini_claude.runtime.messages import (
+    Abort,
+    Accepted,
+    Attach,
+    Codec,
+    Detach,
+    EngineFailed,
+    EngineHeartbeat,
+    EngineInbound,
+    EngineLaunch,
+    EngineOutbound,
+    EngineReady,
+    EngineReport,
+    Envelope,
+    Failed,
+    GetEngineStats,
+    StartChat,
+    StartCompletion,
+    SupervisorInbound,
+)
+from mini_claude.runtime.reply_log import ReplyLog
+from mini_claude.types import GenerationRequest, GpuMemory
+from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import configure_logging, get_logger
+
+log = get_logger(__name__)
+
+HEARTBEAT_SECONDS = 1.0
+
+
+class EngineServer:
+    """Answers workers on a ROUTER socket and keeps the supervisor informed."""
+
+    def __init__(
+        self, launch: EngineLaunch, settings: Settings, model: LoadedModel, context: zmq.asyncio.Context
+    ) -> None:
+        self._launch = launch
+        self._settings = settings
+        self._chat_model = model.chat_model
+        self._engine = model.engine
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a dead worker is an error, not a loss
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.bind(launch.address)
+        self._replies: dict[str, ReplyLog] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._last_request_ended = time.monotonic()
+        self._draining = asyncio.Event()
+
+    def drain(self) -> None:
+        """Take no new requests; `run` returns when the running ones have ended or the deadline has passed."""
+        self._draining.set()
+
+    async def run(self, tell: "SupervisorLine") -> None:
+        """Serve until drained."""
+        loops: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._receive()),
+            asyncio.create_task(self._heartbeat(tell)),
+        ]
+        drained = asyncio.create_task(self._draining.wait())
+        done, _ = await asyncio.wait([*loops, drained], return_when=asyncio.FIRST_COMPLETED)
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=self._settings.shutdown_seconds)
+        ending = Unavailable(
+            "The model is being unloaded or the server shut down.", code="shutting_down", retry_after=5.0
+        )
+        for request_id, task in list(self._tasks.items()):
+            task.cancel()
+            self._fail(self._replies[request_id], ending)
+        for loop in loops:
+            loop.cancel()
+        await self._engine.close()
+        self._socket.close()
+        for loop in done - {drained}:
+            loop.result()
+
+    async def _receive(self) -> None:
+        while True:
+            worker, frame = await self._socket.recv_multipart()
+            try:
+                message: EngineInbound = Codec.decode_engine_inbound(frame)
+            except msgspec.DecodeError:
+                log.warning("frame.undecodable", num_bytes=len(frame))
+                continue
+            self._dispatch(worker, message)
+
+    def _dispatch(self, worker: bytes, message: EngineInbound) -> None:
+        match message:
+            case StartChat() | StartCompletion():
+                self._start(worker, message)
+            case Attach(request_id=request_id, after=after):
+                self._attach(worker, request_id, after)
+            case Detach(request_id=request_id):
+                if request_id in self._replies:
+                    self._remove_listener(self._replies[request_id], worker)
+            case Abort(request_id=request_id):
+                self._engine.abort(request_id)
+            case GetEngineStats(request_id=request_id):
+                self._send(worker, EngineReport(request_id, self._engine.stats(), self._gpus()))
+
+    # --- replies ---
+
+    def _start(self, worker: bytes, message: StartChat | StartCompletion) -> None:
+        request_id = message.request_id
+        reply = ReplyLog(request_id, worker, resumable=isinstance(message, StartChat) and message.resumable)
+        if self._draining.is_set():
+            unloading = Unavailable("The model is being unloaded.", code="model_unloading", retry_after=5.0)
+            self._fail(reply, unloading)
+        elif request_id in self._replies:
+            self._fail(reply, InvalidRequest(f"The request id {request_id!r} is in use.", param="request_id"))
+        else:
+            self._replies[request_id] = reply
+            self._tasks[request_id] = asyncio.create_task(self._reply(reply, message))
+
+    async def _reply(self, reply: ReplyLog, message: StartChat | StartCompletion) -> None:
+        try:
+            request, dropped = await asyncio.to_thread(self._prepare, message)
+            if not reply.listeners and not reply.resumable:
+                return  # the client left while its prompt was tokenised
+            self._engine.check(request)
+            reply.prompt_tokens = len(request.prompt_token_ids)
+            self._send_all(reply, Accepted(reply.request_id, reply.prompt_tokens, dropped))
+            async for delta in self._engine.generate(request):
+                self._send_all(reply, reply.append(delta))
+        except MiniClaudeError as error:
+            self._fail(reply, error)
+        except Exception:
+            log.exception("reply.failed", request_id=reply.request_id)
+            self._fail(reply, InternalError("Generating this reply failed; the engine's log says why."))
+        finally:
+            del self._tasks[reply.request_id]
+            self._last_request_ended = time.monotonic()
+            keep_seconds = self._settings.resume_seconds if reply.resumable else 0.0
+            asyncio.get_running_loop().call_later(keep_seconds, self._replies.pop, reply.request_id, None)
+
+    def _prepare(self, message: StartChat | StartCompletion) -> tuple[GenerationRequest, int]:
+        """Messages or text to a request for the engine; runs in a thread because long texts take a while."""
+        model, dropped = self._chat_model, 0
+        params = replace(message.params, stop_token_ids=(*message.params.stop_token_ids, *model.stop_token_ids))
+        if isinstance(message, StartChat):
+            token_ids, dropped = fit(model, message.messages, params.max_tokens, drop_oldest=message.drop_oldest)
+            params = replace(params, stop=(*params.stop, *model.stop_strings))
+        elif isinstance(message.prompt, str):
+            token_ids = tuple(model.codec.encode(message.prompt))
+        else:
+            token_ids = message.prompt
+        return GenerationRequest(message.request_id, token_ids, params), dropped
+
+    def _attach(self, worker: bytes, request_id: str, after: int) -> None:
+        reply = self._replies.get(request_id)
+        if reply is None or not reply.resumable:
+            gone = NotFound(f"No reply {request_id!r} is running here.", code="reply_not_found", param="reply_id")
+            self._send(worker, Failed(request_id, "NotFound", gone.info()))
+            return
+        reply.listeners.add(worker)
+        self._send(worker, Accepted(request_id, reply.prompt_tokens))
+        for event in reply.after(after):
+            self._send(worker, event)
+
+    def _remove_listener(self, reply: ReplyLog, worker: bytes) -> None:
+        reply.listeners.discard(worker)
+        if reply.listeners or reply.ended:
+            return
+        if reply.resumable:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._settings.resume_seconds, self._abort_unless_heard, reply)
+        else:
+            self._engine.abort(reply.request_id)
+
+    def _abort_unless_heard(self, reply: ReplyLog) -> None:
+        if not reply.listeners:
+            self._engine.abort(reply.request_id)
+
+    def _fail(self, reply: ReplyLog, error: MiniClaudeError) -> None:
+        self._send_all(reply, reply.fail(Failed(reply.request_id, type(error).__name__, error.info())))
+
+    def _send_all(self, reply: ReplyLog, message: EngineOutbound) -> None:
+        for worker in tuple(reply.listeners):
+            if not self._send(worker, message):
+                self._remove_listener(reply, worker)
+
+    def _send(self, worker: bytes, message: EngineOutbound) -> bool:
+        """False when that worker is gone."""
+        sent: asyncio.Future[Any] = self._socket.send_multipart([worker, Codec.encode(message)])  # type: ignore[assignment]
+        return not (sent.done() and sent.exception() is not None)
+
+    # --- the supervisor ---
+
+    async def _heartbeat(self, tell: "SupervisorLine") -> None:
+        while True:
+            stats = self._engine.stats()
+            busy = bool(self._tasks)
+            idle_seconds = 0.0 if busy else time.monotonic() - self._last_request_ended
+            tell(EngineHeartbeat(self._launch.spec.name, os.getpid(), idle_seconds, stats, self._gpus()))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def _gpus(self) -> tuple[GpuMemory, ...]:
+        if self._launch.options.engine == "echo":
+            return ()
+        from mini_claude.utils.model_utils import gpu_memory
+
+        return gpu_memory()
+
+
+class SupervisorLine:
+    """One-way reports to the supervisor."""
+
+    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._socket.connect(address)
+
+    def __call__(self, message: SupervisorInbound) -> None:
+        """Send without waiting."""
+        self._socket.send(Codec.encode(Envelope(0, message)))
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._socket.close()
+
+
+async def serve(launch: EngineLaunch, settings: Settings) -> None:
+    """Load the model, serve it, end."""
+    context: Any = zmq.asyncio.Context.instance()
+    tell = SupervisorLine(context, launch.supervisor_address)
+    name, pid = launch.spec.name, os.getpid()
+    try:
+        model = await asyncio.to_thread(open_model, launch.spec, launch.options, settings)
+    except MiniClaudeError as error:
+        tell(EngineFailed(name, pid, type(error).__name__, error.info()))
+        return tell.close()
+    except Exception as error:
+        log.exception("model.load_failed", model=name)
+        fault = InternalError(f"Loading {name!r} failed unexpectedly ({type(error).__name__}); see the engine's log.")
+        tell(EngineFailed(name, pid, "ModelLoadError", fault.info()))
+        return tell.close()
+    server = EngineServer(launch, settings, model, context)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, server.drain)
+    tell(EngineReady(name, pid, launch.options.engine, model.engine.context_length, model.dtype, model.device))
+    log.info("model.ready", model=name, dtype=model.dtype, device=model.device)
+    await server.run(tell)
+    return tell.close()
+
+
+def main() -> None:
+    """Entry point of the process: an `EngineLaunch` as one line of JSON on standard input."""
+    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineLaunch)
+    end_with_parent(lambda: os._exit(1))
+    settings = Settings.model_validate(launch.settings)
+    configure_logging(settings, f"engine-{launch.spec.name}")
+    asyncio.run(serve(launch, settings))
+    zmq.asyncio.Context.instance().term()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Is that process still there? A pid alone is reused by the system; pid and start time together are not."""
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """A process for all time. `started` is its creation time in Unix seconds."""
+
+    pid: int
+    started: float
+
+    @classmethod
+    def own(cls) -> "ProcessIdentity":
+        """This process."""
+        return cls(os.getpid(), psutil.Process().create_time())
+
+    def alive(self) -> bool:
+        """True while exactly that process runs; a zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def rss_bytes(pid: int) -> int | None:
+    """Resident memory, or None when the process is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def end_with_parent(end: Callable[[], None]) -> None:
+    """Call `end` once the parent is gone, however it went.
+
+    The parent holds the write end of our standard input. The kernel closes it when the parent dies, also by
+    kill -9, and the read below returns: no polling, and it works on every Unix.
+    """
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        end()
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

@@ -1,0 +1,247 @@
+"""The supervisor: one process per data directory that owns the engine processes.
+
+It knows which worker processes live, which models are loaded where, and how often what crashed. It does not see
+messages, prompts or tokens: those flow between workers and engines directly. It ends by itself when the last
+worker has gone.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from typing import IO, Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from mini_claude.errors import InternalError, MiniClaudeError, NotFound, Unavailable
+from mini_claude.runtime import sockets
+from mini_claude.runtime.liveness import ProcessIdentity, rss_bytes
+from mini_claude.runtime.messages import (
+    AcquireModel,
+    Answer,
+    CallFailed,
+    Codec,
+    Done,
+    EngineAddress,
+    EngineFailed,
+    EngineHeartbeat,
+    EngineLaunch,
+    EngineReady,
+    Envelope,
+    GetMetrics,
+    GetStatus,
+    Goodbye,
+    Hello,
+    MetricsText,
+    ProcessMemory,
+    Publish,
+    RuntimeStatus,
+    Shutdown,
+    SupervisorInbound,
+    SupervisorOutbound,
+    UnloadModel,
+)
+from mini_claude.runtime.metrics import Metrics
+from mini_claude.runtime.model_slot import ModelSlot
+from mini_claude.types import GpuMemory, LoadOptions, ModelSpec
+from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import configure_logging, get_logger
+
+log = get_logger(__name__)
+
+WATCH_SECONDS = 0.5  # how soon the death of a worker is noticed
+LINGER_SECONDS = 3.0  # a worker that restarts (--reload) finds its models still loaded
+FIRST_HELLO_SECONDS = 30.0
+
+
+class Supervisor:
+    """Serves calls from workers until the last of them has gone."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._address = sockets.supervisor_address(settings.data_dir)
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._slots: dict[str, ModelSlot] = {}
+        self._workers: set[ProcessIdentity] = set()
+        self._metrics = Metrics()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._ending = asyncio.Event()
+
+    def bind(self) -> None:
+        """From here on calls are accepted."""
+        self._socket.bind(self._address)
+
+    def end(self) -> None:
+        """Stop serving; `run` then ends the engines and returns."""
+        self._ending.set()
+
+    async def run(self) -> None:
+        """Serve until `end`, or until no worker is left."""
+        tasks: list[asyncio.Task[Any]] = [
+            asyncio.create_task(self._receive()),
+            asyncio.create_task(self._watch_workers()),
+        ]
+        tasks.append(asyncio.create_task(self._unload_idle()))
+        ended = asyncio.create_task(self._ending.wait())
+        done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        self._socket.close()
+        for task in done - {ended}:
+            task.result()  # a loop of ours that ended early did so with an exception
+
+    async def _receive(self) -> None:
+        while True:
+            identity, frame = await self._socket.recv_multipart()
+            try:
+                envelope: Envelope = Codec.decode_envelope(frame)
+            except msgspec.DecodeError:
+                log.warning("frame.undecodable", num_bytes=len(frame))
+                continue
+            call = asyncio.create_task(self._serve(identity, envelope))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _serve(self, identity: bytes, envelope: Envelope) -> None:
+        try:
+            answer = await self._answer(envelope.body)
+        except MiniClaudeError as error:
+            answer = CallFailed(type(error).__name__, error.info())
+        except Exception:
+            log.exception("call.failed", call=type(envelope.body).__name__)
+            fault = InternalError("The supervisor failed at this; its log says why.")
+            answer = CallFailed("InternalError", fault.info())
+        if envelope.call_id:
+            await self._socket.send_multipart([identity, Codec.encode(Answer(envelope.call_id, answer))])
+
+    async def _answer(self, body: SupervisorInbound) -> SupervisorOutbound:
+        match body:
+            case AcquireModel(spec=spec, options=options, exact=exact):
+                if self._ending.is_set():
+                    raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
+                process = await self._slot(spec.name).acquire(spec, options, exact=exact)
+                return EngineAddress(process.launch.address, process.info())
+            case UnloadModel(name=name):
+                if name not in self._slots:
+                    raise NotFound(f"{name!r} is not loaded.", code="model_not_loaded", param="model")
+                await self._slots[name].unload()
+            case GetStatus():
+                return self._status()
+            case GetMetrics():
+                return MetricsText(self._metrics.exposition(self._status()))
+            case Publish(facts=facts):
+                self._metrics.record(facts)
+            case Hello(pid=pid, started=started):
+                self._workers.add(ProcessIdentity(pid, started))
+            case Goodbye(pid=pid):
+                self._workers = {worker for worker in self._workers if worker.pid != pid}
+            case Shutdown():
+                self.end()
+            case (
+                EngineReady(model=model, pid=pid)
+                | EngineFailed(model=model, pid=pid)
+                | EngineHeartbeat(model=model, pid=pid)
+            ):
+                for process in self._slots[model].processes:
+                    if process.pid == pid:
+                        process.tell(body)
+        return Done()
+
+    def _slot(self, name: str) -> ModelSlot:
+        if name not in self._slots:
+            self._slots[name] = ModelSlot(
+                name,
+                self._new_launch,
+                load_seconds=self._settings.load_timeout_seconds,
+                drain_seconds=self._settings.shutdown_seconds,
+            )
+        return self._slots[name]
+
+    def _new_launch(self, spec: ModelSpec, options: LoadOptions) -> EngineLaunch:
+        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url"})
+        address = sockets.new_engine_address(self._settings.data_dir)
+        return EngineLaunch(spec, options, address, self._address, settings)
+
+    def _status(self) -> RuntimeStatus:
+        serving = {name: slot.serving for name, slot in self._slots.items() if slot.serving is not None}
+        roles = [("supervisor", os.getpid())]
+        roles += [("worker", worker.pid) for worker in self._workers]
+        roles += [(f"engine:{name}", process.pid) for name, slot in self._slots.items() for process in slot.processes]
+        memory = [(role, pid, rss_bytes(pid)) for role, pid in roles]
+        gpus: dict[int, GpuMemory] = {gpu.index: gpu for process in serving.values() for gpu in process.gpus}
+        return RuntimeStatus(
+            models=tuple(info for slot in self._slots.values() if (info := slot.info()) is not None),
+            processes=tuple(ProcessMemory(role, pid, rss) for role, pid, rss in memory if rss is not None),
+            engines={name: process.stats for name, process in serving.items()},
+            gpus=tuple(gpus.values()),
+        )
+
+    async def _watch_workers(self) -> None:
+        """End when no worker has lived for LINGER_SECONDS."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + FIRST_HELLO_SECONDS
+        while clock() < deadline:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._workers = {worker for worker in self._workers if worker.alive()}
+            if self._workers:
+                deadline = clock() + LINGER_SECONDS
+        log.info("supervisor.no_workers_left")
+        self.end()
+
+    async def _unload_idle(self) -> None:
+        limit = self._settings.idle_unload_seconds
+        while True:
+            await asyncio.sleep(max(min(limit / 4, 5.0), 0.1) if limit else 3600.0)
+            for slot in list(self._slots.values()) if limit else ():
+                if slot.serving is not None and slot.serving.idle_seconds >= limit:
+                    log.info("model.idle", model=slot.name, idle_seconds=slot.serving.idle_seconds)
+                    with contextlib.suppress(NotFound):  # somebody unloaded it meanwhile
+                        await slot.unload()
+
+
+def hold_lock(settings: Settings) -> IO[str] | None:
+    """The open lock file that makes this process the supervisor, or None when another one is."""
+    lock = sockets.supervisor_lock(settings.data_dir).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+async def serve(settings: Settings) -> None:
+    """Run a supervisor to its end; tell whoever started us, by one line, that it can be called."""
+    supervisor = Supervisor(settings)
+    supervisor.bind()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, supervisor.end)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    log.info("supervisor.ready", pid=os.getpid())
+    await supervisor.run()
+    log.info("supervisor.ended")
+
+
+def main() -> None:
+    """Entry point of the process: settings arrive as JSON on standard input."""
+    settings = Settings.model_validate_json(sys.stdin.buffer.read())
+    lock = hold_lock(settings)
+    if lock is None:
+        return
+    configure_logging(settings, "supervisor")
+    with lock:
+        asyncio.run(serve(settings))
+    zmq.asyncio.Context.instance().term()
+
+
+if __name__ == "__main__":
+    main()

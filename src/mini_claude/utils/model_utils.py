@@ -1,0 +1,16 @@
+"""What the machine offers to a model."""
+
+from mini_claude.types import GpuMemory
+
+
+def gpu_memory() -> tuple[GpuMemory, ...]:
+    """Memory of every CUDA device that torch sees, as its driver reports it; empty without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    memory = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        memory.append(GpuMemory(index, torch.cuda.get_device_name(index), total - free, total))
+    return tuple(memory)
