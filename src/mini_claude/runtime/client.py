@@ -82,15 +82,15 @@ class RuntimeClient:
 
     async def start(self, spec: ModelSpec, options: LoadOptions, request: StartChat | StartCompletion) -> EngineReply:
         """Start a reply on the model's engine process, loading the model first if need be."""
-        for attempt in range(START_ATTEMPTS):
+        for _ in range(START_ATTEMPTS - 1):
+            engine = await self._engine(spec, options)
             try:
-                return await (await self._engine(spec, options)).start(request)
+                return await engine.start(request)
             except Unavailable as error:
-                moved = isinstance(error, EngineDied) or error.code == "model_unloading"
-                if not moved or attempt + 1 == START_ATTEMPTS:
+                if not isinstance(error, EngineDied) and error.code != "model_unloading":
                     raise
-                self._forget(spec.name)
-        raise AssertionError("unreachable")
+                engine.leaving = True  # open replies keep this connection until they end
+        return await (await self._engine(spec, options)).start(request)
 
     async def attach(self, spec: ModelSpec, options: LoadOptions, request_id: str, after: int) -> EngineReply:
         """Follow a resumable reply, from any worker."""
@@ -127,23 +127,22 @@ class RuntimeClient:
     async def _call(self, body: SupervisorInbound) -> SupervisorOutbound:
         return await (await self._connected()).call(body)
 
-    async def _acquire(self, spec: ModelSpec, options: LoadOptions, *, exact: bool) -> EngineAddress:
-        answer = await self._call(AcquireModel(spec, options, exact))
+    async def _acquire(
+        self, spec: ModelSpec, options: LoadOptions, *, exact: bool = False, gone: str | None = None
+    ) -> EngineAddress:
+        answer = await self._call(AcquireModel(spec, options, exact, gone))
         assert isinstance(answer, EngineAddress)
         return answer
 
     async def _engine(self, spec: ModelSpec, options: LoadOptions) -> EngineConnection:
         engine = self._engines.get(spec.name)
-        if engine is not None and not engine.closed:
+        if engine is not None and not engine.closed and not engine.leaving:
             return engine
-        address = (await self._acquire(spec, options, exact=False)).address
+        address = (await self._acquire(spec, options, gone=engine.address if engine else None)).address
         engine = self._engines.get(spec.name)  # another request may have connected meanwhile
-        if engine is None or engine.closed or engine.address != address:
+        if engine is None or engine.address != address:
             engine = EngineConnection(self._context, spec.name, address)
             self._engines[spec.name] = engine
             self._open = {other for other in self._open if not other.closed} | {engine}
         return engine
 
-    def _forget(self, name: str) -> None:
-        """Ask the supervisor again next time; open replies keep the old connection until they end."""
-        self._engines.pop(name, None)

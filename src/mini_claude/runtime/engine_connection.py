@@ -91,6 +91,7 @@ class EngineConnection:
     def __init__(self, context: zmq.asyncio.Context, model: str, address: str) -> None:
         self.model = model
         self.address = address
+        self.leaving = False  # it refused a request because its process is about to end
         self._report_numbers = itertools.count()
         self._replies: defaultdict[str, list[EngineReply]] = defaultdict(list)
         self._reports: dict[str, asyncio.Future[EngineReport]] = {}

@@ -45,8 +45,11 @@ def end_with_parent(end: Callable[[], None]) -> None:
     kill -9, and the read below returns: no polling, and it works on every Unix.
     """
 
+    stdin = sys.stdin.fileno()
+
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(stdin, 4096):  # not sys.stdin.buffer: its lock would block the interpreter's exit
+            pass
         end()
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()

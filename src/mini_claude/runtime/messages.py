@@ -131,12 +131,14 @@ class AcquireModel(Struct, frozen=True):
     """Where is this model? Loads it when it is not loaded and answers `EngineAddress` when it is ready.
 
     A model that is loaded with other options is good enough, unless `exact`: then one with these options is loaded
-    beside it and takes its place once it is ready; when that fails the loaded one stays.
+    beside it and takes its place once it is ready; when that fails the loaded one stays. `gone` is an address that
+    the caller has just seen die, in case the supervisor has not noticed yet.
     """
 
     spec: ModelSpec
     options: LoadOptions
     exact: bool = False
+    gone: str | None = None
 
 
 class UnloadModel(Struct, frozen=True):

@@ -45,18 +45,23 @@ class ModelSlot:
         self._restarts = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def acquire(self, spec: ModelSpec, options: LoadOptions, *, exact: bool) -> EngineProcess:
+    async def acquire(
+        self, spec: ModelSpec, options: LoadOptions, *, exact: bool = False, gone: str | None = None
+    ) -> EngineProcess:
         """The serving process, loaded first if need be. Racing callers share one load.
 
         Raises `ModelLoadError` and its kin, or `Unavailable` while the circuit breaker is open.
         """
+        if self.serving is not None and self.serving.launch.address == gone:
+            await self.serving.exited.wait()
         load = self._load_task
         if load is not None and exact and self._loading_options != options:
             await asyncio.wait([load])  # its outcome is its callers' affair
             return await self.acquire(spec, options, exact=exact)
         if load is None:
-            if self.serving is not None and (not exact or self.serving.options == options):
-                return self.serving
+            serving = self.serving
+            if serving is not None and not serving.exited.is_set() and (not exact or serving.options == options):
+                return serving
             self._loading_options = options
             load = self._load_task = asyncio.create_task(self._load(spec, options))
             load.add_done_callback(self._load_ended)
@@ -137,7 +142,7 @@ class ModelSlot:
         self._error = "The engine process ended unexpectedly."
         log.error("engine.crashed", model=self.name, pid=process.pid, restarts=self._restarts)
         try:
-            await self.acquire(process.spec, process.options, exact=False)
+            await self.acquire(process.spec, process.options)
         except MiniClaudeError as error:
             self._error = error.message
             log.error("engine.not_restarted", model=self.name, code=error.code)

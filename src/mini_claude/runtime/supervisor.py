@@ -11,6 +11,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from typing import IO, Any
 
 import msgspec
@@ -72,6 +73,7 @@ class Supervisor:
         self._metrics = Metrics()
         self._calls: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
+        self._ends_at = time.monotonic() + FIRST_HELLO_SECONDS  # moves on as long as a worker lives
 
     def bind(self) -> None:
         """From here on calls are accepted."""
@@ -123,10 +125,10 @@ class Supervisor:
 
     async def _answer(self, body: SupervisorInbound) -> SupervisorOutbound:
         match body:
-            case AcquireModel(spec=spec, options=options, exact=exact):
+            case AcquireModel(spec=spec, options=options, exact=exact, gone=gone):
                 if self._ending.is_set():
                     raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
-                process = await self._slot(spec.name).acquire(spec, options, exact=exact)
+                process = await self._slot(spec.name).acquire(spec, options, exact=exact, gone=gone)
                 return EngineAddress(process.launch.address, process.info())
             case UnloadModel(name=name):
                 if name not in self._slots:
@@ -140,6 +142,7 @@ class Supervisor:
                 self._metrics.record(facts)
             case Hello(pid=pid, started=started):
                 self._workers.add(ProcessIdentity(pid, started))
+                self._ends_at = time.monotonic() + LINGER_SECONDS
             case Goodbye(pid=pid):
                 self._workers = {worker for worker in self._workers if worker.pid != pid}
             case Shutdown():
@@ -185,13 +188,11 @@ class Supervisor:
 
     async def _watch_workers(self) -> None:
         """End when no worker has lived for LINGER_SECONDS."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + FIRST_HELLO_SECONDS
-        while clock() < deadline:
+        while time.monotonic() < self._ends_at:
             await asyncio.sleep(WATCH_SECONDS)
             self._workers = {worker for worker in self._workers if worker.alive()}
             if self._workers:
-                deadline = clock() + LINGER_SECONDS
+                self._ends_at = time.monotonic() + LINGER_SECONDS
         log.info("supervisor.no_workers_left")
         self.end()
 

@@ -64,6 +64,8 @@ class Settings(BaseSettings):
         description="How long a WebSocket reply goes on, and can be resumed, with nobody listening.",
     )
 
+    api_key: SecretStr | None = Field(None, description="The key that terminal commands send to the server.")
+
     # models
     default_model: str = Field("smollm2-135m", description="The model behind the alias `default`.")
     preload: bool = Field(True, description="Load the default model when the server starts.")

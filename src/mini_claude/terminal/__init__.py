@@ -1,0 +1,1 @@
+"""What `mini-claude` shows on a terminal."""

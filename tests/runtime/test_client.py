@@ -1,0 +1,254 @@
+"""Replies over real processes: numbered events, faults of every process, resuming, slow readers."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterable
+
+import pytest
+import zmq.asyncio
+
+from mini_claude.errors import EngineDied, InternalError, MiniClaudeError, NotFound, Unavailable
+from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.messages import ReplyEvent, StartCompletion
+from mini_claude.types import LoadOptions, ModelSource, ModelSpec, SamplingParams
+from mini_claude.utils.config import Settings
+
+from .conftest import ECHO, chat, engine_pid, eventually, gone, supervisor_pid
+
+OPTIONS = LoadOptions(engine="echo")
+
+
+async def read(reply: AsyncIterable[ReplyEvent]) -> str:
+    return "".join([event.delta.text async for event in reply])
+
+
+async def running(runtime: RuntimeClient) -> int:
+    return (await runtime.engine_report(ECHO, OPTIONS)).stats.running
+
+
+async def until_idle(runtime: RuntimeClient) -> None:
+    async with asyncio.timeout(10):
+        while await running(runtime):
+            await asyncio.sleep(0.02)
+
+
+async def test_events_are_numbered_from_one_and_the_last_has_the_reason(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r"))
+    events = [event async for event in reply]
+    assert [event.number for event in events] == list(range(1, len(events) + 1))
+    assert [event.delta.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1].delta.finish_reason == "stop"
+    assert reply.accepted.prompt_tokens == len("hello") + 3
+
+
+async def test_a_completion_needs_no_template(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, StartCompletion("r", "plain text", SamplingParams()))
+    assert await read(reply) == "plain text"
+
+
+async def test_an_error_of_one_reply_reaches_it_alone(runtime: RuntimeClient) -> None:
+    replies = [await runtime.start(ECHO, OPTIONS, chat(f"r{i}", "poison" if i == 3 else f"text {i}")) for i in range(8)]
+    texts = await asyncio.gather(*(read(reply) for reply in replies), return_exceptions=True)
+    assert isinstance(texts[3], InternalError)
+    assert [text for i, text in enumerate(texts) if i != 3] == [f"text {i}" for i in range(8) if i != 3]
+
+
+async def test_kill_of_the_engine_gives_every_stream_one_error_and_the_next_request_works(
+    runtime: RuntimeClient,
+) -> None:
+    pid = await engine_pid(runtime)
+    streaming = [asyncio.Event() for _ in range(8)]
+
+    async def stream(number: int) -> None:
+        async for _ in await runtime.start(ECHO, OPTIONS, chat(f"r{number}", max_tokens=2000)):
+            streaming[number].set()
+
+    streams = [asyncio.create_task(stream(i)) for i in range(8)]
+    await asyncio.gather(*(event.wait() for event in streaming))
+    os.kill(pid, signal.SIGKILL)
+    outcomes = await asyncio.gather(*streams, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [EngineDied] * 8
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("next", "again"))) == "again"
+    assert (await runtime.status()).models[0].restarts == 1
+
+
+async def test_kill_of_the_supervisor_takes_its_engines_along_and_the_next_request_starts_another(
+    runtime: RuntimeClient,
+) -> None:
+    old_engine, old_supervisor = await engine_pid(runtime), await supervisor_pid(runtime)
+    os.kill(old_supervisor, signal.SIGKILL)
+    await eventually(lambda: gone(old_engine))
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("next", "again"))) == "again"
+    assert await supervisor_pid(runtime) != old_supervisor
+
+
+async def test_an_engine_that_keeps_crashing_is_left_alone_for_a_while(runtime: RuntimeClient) -> None:
+    await engine_pid(runtime)
+    for restarts in (1, 2, 3):
+        pid = (await runtime.status()).models[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while (info := (await runtime.status()).models[0]).restarts < restarts or info.state == "loading":
+                await asyncio.sleep(0.02)
+    with pytest.raises(Unavailable) as caught:
+        await engine_pid(runtime)
+    assert caught.value.code == "engine_crash_loop"
+    assert caught.value.retry_after
+    assert (await runtime.status()).models[0].state == "failed"
+
+
+async def test_many_workers_at_once_start_one_supervisor(settings: Settings) -> None:
+    clients = await asyncio.gather(*(RuntimeClient.connect(settings) for _ in range(8)))
+    pids = {await supervisor_pid(client) for client in clients}
+    assert len(pids) == 1
+    await clients[0].shutdown_supervisor()
+    for client in clients:
+        await client.aclose()
+    await eventually(lambda: gone(pids.pop()) if pids else True)
+
+
+async def test_racing_loads_load_once(runtime: RuntimeClient) -> None:
+    infos = await asyncio.gather(*(runtime.load(ECHO, OPTIONS) for _ in range(50)))
+    assert len({info.pid for info in infos}) == 1
+
+
+async def test_a_failed_load_says_why_and_leaves_the_loaded_model_alone(runtime: RuntimeClient) -> None:
+    pid = await engine_pid(runtime)
+    broken = ModelSpec("echo", "causal_lm", (ModelSource("folder", "/nonexistent"),))
+    results = await asyncio.gather(
+        *(runtime.load(broken, LoadOptions(engine="torch")) for _ in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(result, MiniClaudeError) and "/nonexistent" in result.message for result in results)
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("r", "still here"))) == "still here"
+    assert await engine_pid(runtime) == pid
+
+
+async def test_loading_with_other_options_replaces_the_process_once_the_new_one_is_ready(
+    runtime: RuntimeClient,
+) -> None:
+    old = await engine_pid(runtime)
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", "before"))
+    info = await runtime.load(ECHO, LoadOptions(engine="echo", max_num_seqs=3))
+    assert info.pid != old
+    assert await read(reply) == "before"
+    await eventually(lambda: gone(old))
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("r2", "after"))) == "after"
+
+
+async def test_unload_lets_running_replies_finish_and_ends_the_process(runtime: RuntimeClient) -> None:
+    pid = await engine_pid(runtime)
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=200))
+    _, text = await asyncio.gather(runtime.unload("echo"), read(reply))
+    assert len(text) > 100
+    assert gone(pid)
+    assert (await runtime.status()).models == ()
+    with pytest.raises(NotFound):
+        await runtime.unload("echo")
+
+
+async def test_an_idle_model_is_unloaded(settings: Settings) -> None:
+    runtime = await RuntimeClient.connect(settings.model_copy(update={"idle_unload_seconds": 0.3}))
+    pid = await engine_pid(runtime)
+    await eventually(lambda: gone(pid))
+    await runtime.shutdown_supervisor()
+    await runtime.aclose()
+
+
+async def test_closing_a_reply_aborts_it(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=2000))
+    await reply.aclose()
+    await until_idle(runtime)
+
+
+async def test_abort_ends_a_reply_with_that_reason(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=2000))
+    reply.abort()
+    events = [event async for event in reply]
+    assert events[-1].delta.finish_reason == "abort"
+
+
+async def test_a_reader_that_never_reads_is_cut_off_at_256_events(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=2000))
+    await until_idle(runtime)
+    count = 0
+    with pytest.raises(Unavailable) as caught:
+        async for _ in reply:
+            count += 1
+    assert (caught.value.code, count) == ("slow_consumer", 256)
+
+
+async def test_another_worker_gets_what_it_missed_and_then_follows(runtime: RuntimeClient, settings: Settings) -> None:
+    first = await runtime.start(ECHO, OPTIONS, chat("r", "abc", max_tokens=100, resumable=True))
+    whole = [event async for event in first]
+    other = await RuntimeClient.connect(settings)
+    rest = [event async for event in await other.attach(ECHO, OPTIONS, "r", after=40)]
+    assert rest == whole[40:]
+    await other.aclose()
+
+
+async def test_a_resumable_reply_goes_on_with_nobody_listening(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=1500, resumable=True))
+    await reply.aclose()
+    again = await runtime.attach(ECHO, OPTIONS, "r", after=0)
+    events = [event async for event in again]
+    assert events[-1].delta.finish_reason == "length"
+    assert events[-1].number == 1500
+
+
+async def test_a_reply_that_nobody_knows_cannot_be_resumed(runtime: RuntimeClient) -> None:
+    with pytest.raises(NotFound):
+        await runtime.attach(ECHO, OPTIONS, "never", after=0)
+
+
+async def test_an_abandoned_resumable_reply_is_aborted_after_its_grace_period(settings: Settings) -> None:
+    runtime = await RuntimeClient.connect(settings.model_copy(update={"resume_seconds": 0.0}))
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", max_tokens=2000, resumable=True))
+    await reply.aclose()
+    await until_idle(runtime)
+    stats = (await runtime.engine_report(ECHO, OPTIONS)).stats
+    assert stats.generated_tokens_total < 2000
+    await runtime.shutdown_supervisor()
+    await runtime.aclose()
+
+
+async def test_a_frame_that_is_no_message_is_dropped(runtime: RuntimeClient) -> None:
+    address = (await runtime._acquire(ECHO, OPTIONS)).address
+    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    socket.connect(address)
+    await socket.send(b"\xc1 not msgpack")
+    socket.close()
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("r", "fine"))) == "fine"
+
+
+WORKER = """
+import asyncio, sys
+from pathlib import Path
+from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.messages import StartChat
+from mini_claude.types import LoadOptions, Message, ModelSpec, SamplingParams
+from mini_claude.utils.config import Settings
+
+async def main() -> None:
+    runtime = await RuntimeClient.connect(Settings(data_dir=Path(sys.argv[1]), engine="echo"))
+    spec, options = ModelSpec("echo", "causal_lm", ()), LoadOptions(engine="echo")
+    info = await runtime.load(spec, options)
+    supervisor = next(p.pid for p in (await runtime.status()).processes if p.role == "supervisor")
+    print(supervisor, info.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_nothing_is_left_when_the_last_worker_was_killed(settings: Settings) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(settings.data_dir)], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    supervisor, engine = map(int, (await asyncio.to_thread(worker.stdout.readline)).split())
+    worker.kill()
+    worker.wait()
+    worker.stdout.close()
+    await eventually(lambda: gone(supervisor) and gone(engine))
