@@ -1,6 +1,8 @@
 """Is that process still there? A pid alone is reused by the system; pid and start time together are not."""
 
+import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -28,6 +30,20 @@ class ProcessIdentity:
             return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+
+def terminate_with_multiprocessing_parent() -> None:
+    """Where a parent process started us through multiprocessing (uvicorn's --workers and --reload do), end as by
+    SIGTERM once it is gone: after a kill -9 of it nobody else would tell us."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch(sentinel: int) -> None:
+        multiprocessing.connection.wait([sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(parent.sentinel,), name="parent-watch", daemon=True).start()
 
 
 def rss_bytes(pid: int) -> int | None:

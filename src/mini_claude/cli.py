@@ -1,0 +1,131 @@
+"""The `mini-claude` command. Each part lives in terminal/; here they are wired, and `serve` starts the server."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import sys
+from typing import Annotated
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+from rich.console import Console
+
+from mini_claude.errors import Conflict, Forbidden, InvalidRequest, MiniClaudeError, StorageError
+from mini_claude.terminal import keys, models
+from mini_claude.terminal.chat import TerminalChat
+from mini_claude.terminal.configuration import print_settings
+from mini_claude.terminal.server import running_server
+from mini_claude.utils.config import Settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chat with a small language model of your own.")
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="API worker processes.")] = None,
+    reload: Annotated[bool, typer.Option(help="Restart on changes of the code.")] = False,
+    allow_unauthenticated_network: Annotated[
+        bool, typer.Option(help="Serve other machines without any API key.")
+    ] = False,
+) -> None:
+    """Start the server."""
+    given = {"host": host, "port": port, "workers": workers}
+    given["allow_unauthenticated_network"] = True if allow_unauthenticated_network else None
+    for name, value in given.items():
+        if value is not None:
+            os.environ[f"MINI_CLAUDE_{name.upper()}"] = str(value)  # worker processes read their own Settings
+    settings = Settings()
+    _check_bind(settings)
+    Console(stderr=True).print(
+        f"Mini-Claude listens on http://{settings.host}:{settings.port}  (Ctrl-C ends it)", style="bold"
+    )
+    uvicorn.run(
+        "mini_claude.web.api:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        reload=reload,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
+    )
+
+
+def _check_bind(settings: Settings) -> None:
+    """Refuse, before anything is started, what could not work or would be open to strangers."""
+    if not _is_loopback(settings.host) and not settings.allow_unauthenticated_network:
+        with keys.open_keys(settings) as service:
+            if not asyncio.run(service.any_exist()):
+                raise Forbidden(
+                    f"{settings.host} can be reached from other machines and no API key exists. Make one with "
+                    "`mini-claude keys create NAME`, or pass --allow-unauthenticated-network."
+                )
+    if settings.workers > 1 and settings.effective_database_url in {"sqlite://", "sqlite:///:memory:"}:
+        raise InvalidRequest(
+            "database_url = sqlite:// keeps sessions in the memory of one process, so several workers would each "
+            "see others: use one worker, or leave database_url out to use a file."
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Conflict(
+                    f"Port {settings.port} is in use. Choose another one: mini-claude serve --port {settings.port + 1}"
+                ) from error
+            raise StorageError(f"{settings.host}:{settings.port} cannot be used: {error.strerror}.") from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Option(help="The model that answers.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+) -> None:
+    """Chat in the terminal; starts a server for the occasion where none runs."""
+    console = Console()
+    with running_server(Settings()) as client:
+        TerminalChat(client, console, model=model, system=system).run()
+
+
+@app.command()
+def config() -> None:
+    """Show every setting with its effective value."""
+    print_settings(Console(), Settings())
+
+
+def main() -> None:
+    """Entry point of the console script: errors of ours are one sentence, not a traceback."""
+    try:
+        app()
+    except MiniClaudeError as error:
+        _die(error.message)
+    except ValidationError as error:
+        problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        _die("A setting is wrong. " + "; ".join(problems) + ". `mini-claude config` explains each.")
+
+
+def _die(message: str) -> None:
+    Console(stderr=True).print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
