@@ -35,7 +35,7 @@ class Server:
 
     def pids(self, role: str) -> list[int]:
         """Process ids by the role that the metrics give them (worker, supervisor, engine:<model>)."""
-        prefix = f'mini_claude_process_resident_memory_bytes{{pid="'
+        prefix = 'mini_claude_process_resident_memory_bytes{pid="'
         lines = self.http.get("/api/v1/metrics").text.splitlines()
         return [int(line.split('"')[1]) for line in lines if line.startswith(prefix) and f'role="{role}"' in line]
 

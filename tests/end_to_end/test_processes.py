@@ -30,14 +30,14 @@ def test_every_way_to_serve_answers_and_leaves_nothing(data_dir: Path, command: 
 def test_workers_share_one_engine_and_see_the_same_sessions(data_dir: Path) -> None:
     with serving(data_dir, **ECHO, workers="4") as server:
         until(lambda: len(server.pids("worker")) == 4, 30, "four workers")
-        session_id = server.http.post("/api/v1/chat/sessions", json={}).json()["id"]
+        session_id = say(server, session_id="new").json()["session_id"]
         for _ in range(20):  # a new connection each time: the kernel hands them to any worker
             with httpx.Client(base_url=server.url) as http:
                 body = {"messages": [{"role": "user", "content": "again"}], "session_id": session_id}
                 assert http.post("/api/v1/chat/completions", json=body).status_code == 200
         assert len(server.pids("engine:smollm2-135m")) == 1
         turns = server.http.get(f"/api/v1/chat/sessions/{session_id}").json()["turns"]
-        assert len(turns) == 40
+        assert len(turns) == 42
 
 
 @pytest.mark.parametrize("workers", ["1", "4"])
@@ -90,8 +90,9 @@ def test_kill_of_the_engine_under_eight_streams_gives_eight_clear_errors_and_the
 def test_a_port_in_use_is_one_sentence_with_the_way_out(data_dir: Path, tmp_path: Path) -> None:
     with serving(data_dir, **ECHO) as server:
         port = server.url.rpartition(":")[2]
-        with pytest.raises(AssertionError, match=f"Port {port} is in use") as caught, serving(
-            tmp_path / "other", "mini_claude.cli", "serve", "--port", port
+        with (
+            pytest.raises(AssertionError, match=f"Port {port} is in use") as caught,
+            serving(tmp_path / "other", "mini_claude.cli", "serve", "--port", port),
         ):
             raise RuntimeError("it answered, but that was the other server")
         assert "Traceback" not in str(caught.value)

@@ -13,6 +13,7 @@ import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+FRAMES_PER_TURN = 16
 
 
 class Connection:
@@ -48,7 +49,11 @@ class Connection:
 
     async def _receive(self) -> None:
         while True:
-            self._on_frame(await self._socket.recv())
+            # Awaiting a frame that is there already does not yield: without the sleep a burst would fill the
+            # queues of readers that are never given a turn.
+            for _ in range(FRAMES_PER_TURN):
+                self._on_frame(await self._socket.recv())
+            await asyncio.sleep(0)
 
     async def _watch(self) -> None:
         await recv_monitor_message(self._monitor)

@@ -78,14 +78,15 @@ class TerminalChat:
                 self._console.print(f"{command} is no command; see /help", style="red", markup=False)
 
     def _say(self, content: str) -> None:
-        if self._session_id is None:
-            self._session_id = self._client.call("POST", "/api/v1/chat/sessions", {})["id"]
-        body = {"messages": [{"role": "user", "content": content}], "session_id": self._session_id, "stream": True}
+        messages = [{"role": "user", "content": content}]
+        body = {"messages": messages, "session_id": self._session_id or "new", "stream": True}
         body |= {key: value for key, value in (("model", self._model), ("system", self._system)) if value is not None}
         try:
             for event, data in self._stream(body):
-                if event == "start" and data.get("dropped_turn_ids"):
-                    self._console.print("(the oldest turns no longer fit and are left out)", style="dim")
+                if event == "start":
+                    self._session_id = data["session_id"]
+                    if data["dropped_turn_ids"]:
+                        self._console.print("(the oldest turns no longer fit and are left out)", style="dim")
                 elif event == "delta":
                     self._console.print(data["text"], end="", markup=False, highlight=False, soft_wrap=True)
                 elif event == "error":

@@ -1,0 +1,157 @@
+"""The database: one engine, transactions, and migrations that any number of processes may start at once.
+
+SQLite runs in WAL mode with `synchronous=FULL` (a committed turn survives a power cut) and takes its write lock when
+a writing transaction begins, because a transaction that starts as a reader and then wants to write can only fail
+when another one wrote in between. Everything else here is plain SQLAlchemy, so PostgreSQL works by its URL.
+"""
+
+import fcntl
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from mini_claude.errors import InvalidRequest, StorageError
+
+BUSY_SECONDS: Final = 30
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+
+# What the database says, the code of the error that we raise, and what the person is told.
+_REASONS: Final = (
+    ("disk is full", "disk_full", "The disk is full; free some space, nothing that was stored is lost."),
+    ("no space left", "disk_full", "The disk is full; free some space, nothing that was stored is lost."),
+    ("no such table", "storage_error", "The database was removed while the server ran; restart the server."),
+    ("unable to open", "storage_error", "The database cannot be opened; check that its folder exists and is ours."),
+    ("readonly", "storage_error", "The database is read-only; check the permissions of its file and folder."),
+    ("locked", "storage_error", f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
+    ("not a database", "storage_error", "The database file is damaged; restore a copy or move it away."),
+    ("malformed", "storage_error", "The database file is damaged; restore a copy or move it away."),
+)
+
+
+class Database:
+    """Connections to one database. Methods block: async code calls them in a thread.
+
+    `url` is an SQLAlchemy URL. Raises `InvalidRequest` for a URL that names no usable database and `StorageError`
+    when the folder of an SQLite file cannot be made.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._url = make_url(url)
+            self._sqlite = self._url.get_backend_name() == "sqlite"
+            self.in_memory = self._sqlite and self._url.database in (None, "", ":memory:")
+            self._file = Path(self._url.database or "") if self._sqlite and not self.in_memory else None
+            self._engine = self._create_engine()
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+            raise InvalidRequest(
+                f"database_url is not usable ({error}); use sqlite:///file, or postgresql+psycopg://user@host/name "
+                "with psycopg installed.",
+                param="database_url",
+            ) from error
+        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        # SQLite has one writer at a time anyway: our own threads queue here in order instead of polling its lock.
+        # In memory all threads share one connection, so that readers have to queue too.
+        lock = threading.Lock()
+        self._write_lock = lock if self._sqlite else nullcontext()
+        self._read_lock = lock if self.in_memory else nullcontext()
+
+    def _create_engine(self) -> Engine:
+        if not self._sqlite:
+            return create_engine(self._url, pool_pre_ping=True, hide_parameters=True)
+        if self._file is not None:
+            try:
+                self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"The folder of the database cannot be made: {error}.") from error
+        # hide_parameters: what people write must not reach the log inside an exception.
+        options: dict[str, Any] = {"connect_args": {"timeout": BUSY_SECONDS}}
+        if self.in_memory:
+            options = {"connect_args": {"check_same_thread": False}, "poolclass": StaticPool}
+        engine = create_engine(self._url, hide_parameters=True, **options)
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def migrate(self) -> None:
+        """Bring the tables up to date; safe when several processes do it at once, and when one dies half-way."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self._one_process(), self._write_lock, _storage_errors(), self._writer.begin() as connection:
+            if not self._sqlite:
+                connection.execute(text("SELECT pg_advisory_xact_lock(0x6D696E69)"))
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise StorageError(
+                    f"The database was made by another version of Mini-Claude ({error}); update, or use a new data_dir."
+                ) from error
+
+    @contextmanager
+    def _one_process(self) -> Iterator[None]:
+        # The first connection switches a new file to WAL, for which SQLite does not wait its turn.
+        if self._file is None:
+            yield
+            return
+        try:
+            lock = self._file.with_name(self._file.name + ".lock").open("w")
+        except OSError as error:
+            raise StorageError(f"The folder of the database is not writable: {error}.") from error
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent view; nothing that is changed in it is kept. Raises `StorageError`."""
+        with self._read_lock, _storage_errors(), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction: all of it is on the disk when the block ends, or none of it when the block raises.
+
+        Raises `StorageError`; a violated constraint stays SQLAlchemy's `IntegrityError`, for the repository to name.
+        """
+        with self._write_lock, _storage_errors(), Session(self._writer) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        """Close all connections; with a database in memory its contents end here."""
+        self._engine.dispose()
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    connection.isolation_level = None  # we begin transactions, not the driver
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, no database can hold it
+        raise InvalidRequest("A text holds half of a surrogate pair; send valid Unicode.") from error
+    except SQLAlchemyError as error:
+        said = str(error.orig if isinstance(error, DBAPIError) else error).lower()
+        for fragment, code, sentence in _REASONS:
+            if fragment in said:
+                raise StorageError(sentence, code=code) from error
+        raise StorageError("The database refused; the log of the server says why.") from error

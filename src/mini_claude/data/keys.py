@@ -1,0 +1,57 @@
+"""Stored API keys."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select, update
+
+from mini_claude.data.database import Database
+from mini_claude.data.records import ApiKey
+from mini_claude.data.tables import ApiKeyRow
+from mini_claude.errors import NotFound
+
+
+class KeyRepository:
+    """Rows of `api_keys`. It stores and returns hashes and knows nothing of keys as text."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, key: ApiKey, sha256: str) -> None:
+        """Store a new key's record and the hexadecimal SHA-256 of its text."""
+        with self._database.write() as session:
+            session.execute(
+                insert(ApiKeyRow).values(
+                    id=key.id, name=key.name, prefix=key.prefix, sha256=sha256, created_at=key.created_at
+                )
+            )
+
+    def list(self) -> Sequence[ApiKey]:
+        """All keys, revoked ones too, oldest first."""
+        with self._database.read() as session:
+            rows = session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id))
+            return tuple(_record(row) for row in rows)
+
+    def revoke(self, key_id: str, now: float) -> None:
+        """Mark the key as revoked; a second time changes nothing. Raises `NotFound`."""
+        with self._database.write() as session:
+            row = session.get(ApiKeyRow, key_id)
+            if row is None:
+                raise NotFound(f"There is no key {key_id!r}; `mini-claude keys list` shows the ids.")
+            session.execute(
+                update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=now)
+            )
+
+    def any_exist(self) -> bool:
+        """Whether a key was ever made: a revoked one counts."""
+        with self._database.read() as session:
+            return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
+
+    def find_by_prefix(self, prefix: str) -> Sequence[tuple[ApiKey, str]]:
+        """The keys whose text begins like this, each with its SHA-256."""
+        with self._database.read() as session:
+            rows = session.scalars(select(ApiKeyRow).where(ApiKeyRow.prefix == prefix))
+            return tuple((_record(row), row.sha256) for row in rows)
+
+
+def _record(row: ApiKeyRow) -> ApiKey:
+    return ApiKey(row.id, row.name, row.prefix, row.created_at, row.revoked_at)

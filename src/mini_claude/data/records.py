@@ -1,0 +1,83 @@
+"""What the repositories hand out: immutable copies of rows, free of SQLAlchemy. All times are Unix time."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mini_claude.errors import ErrorInfo
+from mini_claude.types import Usage
+
+TurnStatus = Literal["running", "done", "failed"]
+TurnRole = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as its owner may see it later: `prefix` is its first characters, the rest is stored nowhere."""
+
+    id: str
+    name: str
+    prefix: str
+    created_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSession:
+    """A conversation without its turns. The path from the root to `head_turn_id` is the current branch."""
+
+    id: str
+    owner: str
+    title: str
+    model: str | None
+    system: str | None
+    head_turn_id: str | None
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One node of a session's tree; `parent_id` None stands before everything.
+
+    Of an assistant turn: `id` is also the reply's id and the engine's request id. `delta_ends[i]` is the length of
+    `content` after event i + 1, which is what makes a finished reply replayable. `finish_reason` is stop, length,
+    abort or error; `error` is (exception class, error) of a failed reply.
+    """
+
+    id: str
+    session_id: str
+    parent_id: str | None
+    role: TurnRole
+    content: str
+    status: TurnStatus
+    created_at: float
+    model: str | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    delta_ends: tuple[int, ...] = ()
+    dropped_turn_ids: tuple[str, ...] = ()  # turns of the path that did not fit into the context
+    error: tuple[str, ErrorInfo] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A session with all its turns, every branch, in the order in which they were begun."""
+
+    session: ChatSession
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyEnding:
+    """How a reply ended: what turns a running assistant turn into a done or failed one."""
+
+    content: str
+    finish_reason: str
+    usage: Usage | None
+    delta_ends: tuple[int, ...]
+    error: tuple[str, ErrorInfo] | None = None
+
+    @property
+    def becomes_head(self) -> bool:
+        """Whether the conversation goes on from this reply: an empty one that was cut off is left aside."""
+        return bool(self.content) or self.finish_reason in ("stop", "length")

@@ -1,0 +1,81 @@
+"""The tables, as SQLAlchemy sees them. Migrations create them; a test compares the two."""
+
+from typing import Any
+
+from sqlalchemy import JSON, Double, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+ID = String(32)  # uuid4, hexadecimal
+NAME = String(200)
+
+
+class Base(DeclarativeBase):
+    """Registry of all tables."""
+
+
+class ApiKeyRow(Base):
+    """An API key: its SHA-256, never the key. Rows are revoked, not deleted."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(NAME)
+    prefix: Mapped[str] = mapped_column(String(16), index=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Double)
+    revoked_at: Mapped[float | None] = mapped_column(Double)
+
+
+class ModelRow(Base):
+    """A catalog entry that an administrator added."""
+
+    __tablename__ = "models"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    family: Mapped[str] = mapped_column(String(32))
+    sources: Mapped[list[dict[str, str]]] = mapped_column(JSON)
+    description: Mapped[str] = mapped_column(Text)
+    license: Mapped[str] = mapped_column(NAME)
+    created_at: Mapped[float] = mapped_column(Double)
+
+
+class SessionRow(Base):
+    """A conversation. `head_turn_id` has no foreign key: sessions and turns would need each other to exist."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner: Mapped[str] = mapped_column(ID, index=True)
+    title: Mapped[str] = mapped_column(NAME)
+    model: Mapped[str | None] = mapped_column(String(64))
+    system: Mapped[str | None] = mapped_column(Text)
+    head_turn_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[float] = mapped_column(Double)
+    updated_at: Mapped[float] = mapped_column(Double)
+
+
+class TurnRow(Base):
+    """A node in the tree of a session. `position` is its place among the session's turns, from 0.
+
+    `parent_id` does not cascade: SQLite stops a cascade that is 1,000 turns deep, and a conversation can be deeper.
+    """
+
+    __tablename__ = "turns"
+    __table_args__ = (UniqueConstraint("session_id", "position", name="uq_turns_session_position"),)
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id", name="fk_turns_session"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("turns.id", name="fk_turns_parent"), index=True)
+    position: Mapped[int]
+    role: Mapped[str] = mapped_column(String(16))
+    content: Mapped[str] = mapped_column(Text)
+    status: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float] = mapped_column(Double)
+    model: Mapped[str | None] = mapped_column(String(64))
+    finish_reason: Mapped[str | None] = mapped_column(String(16))
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    cached_tokens: Mapped[int | None]
+    delta_ends: Mapped[list[int]] = mapped_column(JSON)
+    dropped_turn_ids: Mapped[list[str]] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

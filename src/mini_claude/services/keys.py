@@ -1,0 +1,66 @@
+"""API keys: made once, shown once, kept as a hash."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+from anyio.to_thread import run_sync
+
+from mini_claude.data.keys import KeyRepository
+from mini_claude.data.records import ApiKey
+from mini_claude.errors import InvalidRequest, Unauthorized
+
+_KEY: Final = re.compile(r"mc-[A-Za-z0-9_-]{43}")  # 32 random bytes, base64url
+_PREFIX_CHARACTERS: Final = 9  # enough to recognise a key in a list; 222 of its 256 bits stay unknown
+_UNAUTHORIZED: Final = "This API key is not valid; `mini-claude keys create NAME` makes one."
+
+
+class KeyService:
+    """Makes, lists, revokes and checks API keys."""
+
+    def __init__(self, repository: KeyRepository) -> None:
+        self._repository = repository
+        self._exist = False
+
+    async def create(self, name: str) -> tuple[ApiKey, str]:
+        """A new key's record and its text, which is stored nowhere. Raises `InvalidRequest` for an unusable name."""
+        name = " ".join(name.split())
+        if not 1 <= len(name) <= 200 or not name.isprintable():
+            raise InvalidRequest("A key needs a name of 1 to 200 printable characters.", param="name")
+        plain = "mc-" + secrets.token_urlsafe(32)
+        key = ApiKey(uuid.uuid4().hex, name, plain[:_PREFIX_CHARACTERS], time.time())
+        await run_sync(self._repository.add, key, _sha256(plain))
+        return key, plain
+
+    async def list(self) -> Sequence[ApiKey]:
+        """All keys, revoked ones too, oldest first."""
+        return await run_sync(self._repository.list)
+
+    async def revoke(self, key_id: str) -> None:
+        """From now on the key is refused, by every worker. Raises `NotFound`."""
+        await run_sync(self._repository.revoke, key_id, time.time())
+
+    async def any_exist(self) -> bool:
+        """Whether a key was ever made. Revoked ones count: revoking the last key must not open the server."""
+        # Rows of keys are never deleted, so that a yes stays true.
+        self._exist = self._exist or await run_sync(self._repository.any_exist)
+        return self._exist
+
+    async def authenticate(self, plain: str) -> ApiKey:
+        """The key with this text. Raises `Unauthorized`, in the same words whatever is wrong with it."""
+        if _KEY.fullmatch(plain):
+            digest = _sha256(plain)
+            for key, stored in await run_sync(self._repository.find_by_prefix, plain[:_PREFIX_CHARACTERS]):
+                if hmac.compare_digest(digest, stored) and key.revoked_at is None:
+                    return key
+        raise Unauthorized(_UNAUTHORIZED)
+
+
+def _sha256(plain: str) -> str:
+    # A plain hash is enough: unlike a password, 256 random bits cannot be guessed.
+    return hashlib.sha256(plain.encode()).hexdigest()

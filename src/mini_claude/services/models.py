@@ -1,0 +1,79 @@
+"""Models as the API shows them: what the catalog holds and what of it runs now."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, get_args
+
+from mini_claude.errors import InvalidRequest
+from mini_claude.runtime.runtime import Runtime
+from mini_claude.services.catalog import Catalog
+from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelSpec, Quantization
+from mini_claude.utils.config import Settings
+
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+class ModelService:
+    """The catalog and the running models behind one set of names."""
+
+    def __init__(self, runtime: Runtime, catalog: Catalog, settings: Settings) -> None:
+        self._runtime = runtime
+        self._catalog = catalog
+        self._settings = settings
+
+    async def resolve(self, name: str | None) -> ModelSpec:
+        """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
+        return await self._catalog.resolve(name)
+
+    async def list(self) -> Sequence[ModelInfo]:
+        """Built-in models, then added ones by name, then any that still runs though it was removed."""
+        specs = await self._catalog.list()
+        running = {info.name: info for info in (await self._runtime.status()).models}
+        known = [_describe(spec, running.pop(spec.name, None)) for spec in specs]
+        return (*known, *running.values())
+
+    async def get(self, name: str) -> ModelInfo:
+        """One model as `list` shows it. Raises `NotFound`."""
+        spec = await self.resolve(name)
+        running = {info.name: info for info in (await self._runtime.status()).models}
+        return _describe(spec, running.get(spec.name))
+
+    async def load(self, name: str | None, overrides: Mapping[str, object] | None = None) -> ModelInfo:
+        """Load a model, with its own `dtype`, `device` or `quantization` where `overrides` gives them.
+
+        Raises `NotFound`, `InvalidRequest` for an unknown override or value, `ModelLoadError`.
+        """
+        spec = await self.resolve(name)
+        options = replace(self.options(), **_checked(overrides or {}))
+        return _describe(spec, await self._runtime.load(spec, options))
+
+    async def unload(self, name: str) -> None:
+        """End the model's process. Raises `NotFound` when it is not loaded."""
+        await self._runtime.unload(self._catalog.real_name(name))
+
+    def options(self) -> LoadOptions:
+        """How models are loaded unless a load says otherwise."""
+        return self._settings.load_options()
+
+
+def _describe(spec: ModelSpec, running: ModelInfo | None) -> ModelInfo:
+    info = running or ModelInfo(spec.name, "available")
+    return replace(info, description=spec.description, license=spec.license)
+
+
+def _checked(overrides: Mapping[str, object]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        match name:
+            case "dtype":
+                good, choices = value in get_args(DTypeName), ", ".join(get_args(DTypeName))
+            case "quantization":
+                good, choices = value in (None, *get_args(Quantization)), "null, int8, nf4"
+            case "device":
+                good = isinstance(value, str) and _DEVICE.fullmatch(value) is not None
+                choices = "auto, cpu, cuda, cuda:N"
+            case _:
+                good, choices = False, "only dtype, device and quantization may be given"
+        if not good:
+            raise InvalidRequest(f"{name}={value!r} is not possible; choices: {choices}.", param=name)
+    return dict(overrides)

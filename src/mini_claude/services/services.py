@@ -1,0 +1,88 @@
+"""All services over one runtime and one database: what an API worker and the terminal commands work with."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from anyio.to_thread import run_sync
+
+from mini_claude.data.database import Database
+from mini_claude.data.keys import KeyRepository
+from mini_claude.data.models import ModelRepository
+from mini_claude.data.sessions import SessionRepository
+from mini_claude.errors import InvalidRequest
+from mini_claude.runtime.runtime import Runtime
+from mini_claude.services.catalog import Catalog
+from mini_claude.services.chat import ChatService
+from mini_claude.services.keys import KeyService
+from mini_claude.services.models import ModelService
+from mini_claude.utils.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Built once at start-up by `open_services`, closed once at the end."""
+
+    settings: Settings
+    runtime: Runtime
+    database: Database
+    keys: KeyService
+    models: ModelService
+    chat: ChatService
+    closing: ExitStack
+
+    async def aclose(self) -> None:
+        """Store what runs and close the database. The runtime is its maker's to close, after this."""
+        await self.chat.aclose()
+        await run_sync(self.closing.close)
+
+
+async def open_services(settings: Settings, runtime: Runtime) -> Services:
+    """Open and migrate the database and build the services on it.
+
+    Raises `InvalidRequest` for a database_url that cannot work, also a database in memory where there is another
+    worker, and `StorageError` when the database refuses.
+    """
+    with ExitStack() as opened:
+        database = Database(settings.effective_database_url)
+        opened.callback(database.close)
+        if database.in_memory:
+            opened.enter_context(_only_process(settings))
+        await run_sync(database.migrate)
+        models = ModelService(runtime, Catalog(ModelRepository(database), settings), settings)
+        return Services(
+            settings=settings,
+            runtime=runtime,
+            database=database,
+            keys=KeyService(KeyRepository(database)),
+            models=models,
+            chat=ChatService(runtime, models, SessionRepository(database)),
+            closing=opened.pop_all(),
+        )
+
+
+@contextmanager
+def _only_process(settings: Settings) -> Iterator[None]:
+    """Hold a lock that shows other processes of this data directory that sessions are in our memory.
+
+    `settings.workers` alone does not tell: uvicorn has an option of its own.
+    """
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (settings.data_dir / "memory-database.lock").open("w") as lock:
+        if settings.workers > 1 or not _try_lock(lock):
+            raise InvalidRequest(
+                "database_url = sqlite:// keeps sessions and keys in the memory of one process, so several workers "
+                "would each see others: use one worker, or leave database_url out to use a file.",
+                param="database_url",
+            )
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,76 @@
+"""The life of an API key."""
+
+import dataclasses
+import hashlib
+import hmac
+
+import pytest
+from sqlalchemy import text
+
+from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
+
+from .conftest import OpenWorker, Worker
+
+
+async def test_a_key_is_shown_once_and_only_its_hash_is_stored(worker: Worker) -> None:
+    key, plain = await worker.services.keys.create("my laptop")
+    assert plain.startswith("mc-")
+    assert len(plain) == 46
+    with worker.services.database.read() as session:
+        row = dict(session.execute(text("SELECT * FROM api_keys")).mappings().one())
+    assert row["sha256"] == hashlib.sha256(plain.encode()).hexdigest()
+    assert plain not in str(row)
+    assert plain not in str(dataclasses.asdict(key))
+    assert await worker.services.keys.authenticate(plain) == key
+    assert await worker.services.keys.list() == (key,)
+
+
+async def test_a_revoked_key_is_refused_by_every_worker_and_keeps_the_server_closed(open_worker: OpenWorker) -> None:
+    one, two = await open_worker(), await open_worker()
+    assert not await two.services.keys.any_exist()
+    key, plain = await one.services.keys.create("only key")
+    assert await two.services.keys.any_exist()
+    await two.services.keys.authenticate(plain)
+    await one.services.keys.revoke(key.id)
+    with pytest.raises(Unauthorized):
+        await two.services.keys.authenticate(plain)
+    for worker in (one, two, await open_worker()):
+        assert await worker.services.keys.any_exist()
+    revoked = (await one.services.keys.list())[0].revoked_at
+    assert revoked is not None
+    await one.services.keys.revoke(key.id)
+    assert (await one.services.keys.list())[0].revoked_at == revoked
+    with pytest.raises(NotFound):
+        await one.services.keys.revoke("no such key")
+
+
+async def test_any_other_text_is_unauthorized_in_the_same_words(worker: Worker) -> None:
+    _, plain = await worker.services.keys.create("laptop")
+    other = "A" if plain[-1] != "A" else "B"
+    answers = set()
+    for wrong in ("", "mc-", plain[:-1], plain + "x", plain[:-1] + other, plain + "\n", "\ud800", "x" * 100_000):
+        with pytest.raises(Unauthorized) as caught:
+            await worker.services.keys.authenticate(wrong)
+        answers.add(caught.value.message)
+    assert len(answers) == 1
+
+
+async def test_keys_are_compared_in_constant_time(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[str, str]] = []
+
+    def record(left: str, right: str) -> bool:
+        compared.append((left, right))
+        return left == right
+
+    monkeypatch.setattr(hmac, "compare_digest", record)
+    _, plain = await worker.services.keys.create("laptop")
+    await worker.services.keys.authenticate(plain)
+    digest = hashlib.sha256(plain.encode()).hexdigest()
+    assert compared == [(digest, digest)]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 201, "bell\a"])
+async def test_a_key_needs_a_name_that_can_be_listed(worker: Worker, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        await worker.services.keys.create(name)
+    assert not await worker.services.keys.any_exist()
