@@ -49,7 +49,8 @@ class EngineReply:
         if self.ended or event.number != self._last_number + 1:
             return
         self._last_number = event.number
-        if self._unread.qsize() >= MAX_UNREAD_EVENTS:
+        # A resumable reply may be replayed in one burst; its own length bounds it, and services bound live ones.
+        if not self.resumable and self._unread.qsize() >= MAX_UNREAD_EVENTS:
             self.abort()
             self.fail(Unavailable("The reply was read too slowly and has been ended.", code="slow_consumer"))
             return

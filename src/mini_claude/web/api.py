@@ -1,0 +1,101 @@
+"""The web application: `create_app` puts the parts together, `app` is what uvicorn serves.
+
+Importing this file starts nothing. The services are opened by each worker's lifespan, and no worker ever imports
+torch or transformers: models live in processes of their own.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from mini_claude.errors import MiniClaudeError
+from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.liveness import terminate_with_multiprocessing_parent
+from mini_claude.services.services import Services, open_services
+from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import configure_logging, get_logger
+from mini_claude.web.access import AccessMiddleware
+from mini_claude.web.error_handlers import add_error_handlers
+from mini_claude.web.routes import chat, chat_socket, models, openai, system
+
+log = get_logger(__name__)
+
+ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
+
+
+@asynccontextmanager
+async def services_from_settings() -> AsyncIterator[Services]:
+    """The services of a real worker: settings from the environment, the supervisor of the data directory."""
+    settings = Settings()
+    configure_logging(settings, "api")
+    terminate_with_multiprocessing_parent()
+    runtime = await RuntimeClient.connect(settings)
+    try:
+        services = await open_services(settings, runtime)
+        try:
+            yield services
+        finally:
+            await services.aclose()
+    finally:
+        await runtime.aclose()
+
+
+async def _preload(services: Services) -> None:
+    """Load the default model before somebody waits for it. Workers that race here load it once."""
+    try:
+        await services.models.load(None)
+    except MiniClaudeError as error:
+        log.warning("preload_failed", model=services.settings.default_model, code=error.code, error=error.message)
+
+
+def create_app(services_factory: ServicesFactory = services_from_settings) -> FastAPI:
+    """The application. Tests pass a factory with services of their own."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with services_factory() as services:
+            app.state.services = services
+            preload = asyncio.create_task(_preload(services)) if services.settings.preload else None
+            yield
+            if preload is not None:
+                preload.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await preload
+
+    app = FastAPI(
+        title="Mini-Claude",
+        version=version("mini-claude"),
+        lifespan=lifespan,
+        # FastAPI can export requests and validation errors with their values: nothing here leaves the machine.
+        telemetry={
+            "tracing": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+            "auto_configure": False,
+        },
+        redirect_slashes=False,
+        # The docs routes of system.py stand in for FastAPI's own, which would not ask for a key.
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.add_middleware(AccessMiddleware)
+    add_error_handlers(app)
+    for router in (
+        system.public_router,
+        system.router,
+        chat.router,
+        chat_socket.router,
+        models.router,
+        openai.router,
+    ):
+        app.include_router(router)
+    return app
+
+
+app = create_app()

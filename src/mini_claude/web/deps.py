@@ -1,0 +1,93 @@
+"""What routes ask for: the services, and who is calling.
+
+Access is denied by default: every router depends on `caller_of` (or, for WebSockets, on `socket_caller`), except
+the one that answers /api/v1/health/live; a test walks all routes to see that it stays so.
+"""
+
+from typing import Annotated, Final
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from mini_claude.errors import Forbidden, Unauthorized
+from mini_claude.services.identity import LOCAL, Caller
+from mini_claude.services.services import Services
+from mini_claude.web.origins import host_allowed, is_local_client
+
+KEY_PREFIX: Final = "mc-"
+NO_KEY_SENTENCE: Final = (
+    "No API key exists, so only this machine is served: create one with `mini-claude keys create NAME`, "
+    "or set allow_unauthenticated_network."
+)
+KEY_SENTENCE: Final = "This server needs an API key: send the header 'Authorization: Bearer mc-...'."
+
+
+def services_of(connection: HTTPConnection) -> Services:
+    """The services that the lifespan opened."""
+    services: Services = connection.app.state.services
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+
+
+def request_id_of(connection: HTTPConnection) -> str:
+    """The id that access.py gave this request."""
+    request_id: str = connection.state.request_id
+    return request_id
+
+
+def key_in_headers(connection: HTTPConnection) -> str | None:
+    """The key in `Authorization: Bearer` or `x-api-key`; never one in the URL, which ends up in logs."""
+    scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and key.strip():
+        return key.strip()
+    return connection.headers.get("x-api-key")
+
+
+async def caller_with_key(services: Services, key: str | None) -> Caller:
+    """Whose key this is. Raises `Unauthorized`."""
+    if key is None:
+        raise Unauthorized(KEY_SENTENCE)
+    record = await services.keys.authenticate(key)
+    return Caller(owner=record.id, key_id=record.id)
+
+
+def local_caller(connection: HTTPConnection, services: Services) -> Caller:
+    """The caller of a server that has no keys. Raises `Unauthorized` or `Forbidden` (an unknown Host name)."""
+    settings = services.settings
+    if not settings.allow_unauthenticated_network and not is_local_client(connection.scope):
+        raise Unauthorized(NO_KEY_SENTENCE)
+    if not host_allowed(connection.headers.get("host"), connection.url.scheme, settings):
+        raise Forbidden(
+            "This server does not answer to that Host name: call it by its address, or add the name to allowed_hosts.",
+            code="host_not_allowed",
+        )
+    return LOCAL
+
+
+async def caller_of(connection: HTTPConnection, services: ServicesDep) -> Caller:
+    """Who is calling: on a server with keys the owner of the one sent, else the local user."""
+    if await services.keys.any_exist():
+        return await caller_with_key(services, key_in_headers(connection))
+    return local_caller(connection, services)
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
+
+
+def key_in_subprotocols(connection: HTTPConnection) -> str | None:
+    """The key among the offered WebSocket subprotocols: browsers cannot set headers on a WebSocket."""
+    offered: list[str] = connection.scope.get("subprotocols", [])
+    return next((name for name in offered if name.startswith(KEY_PREFIX)), None)
+
+
+async def socket_caller(connection: HTTPConnection, services: ServicesDep) -> Caller | None:
+    """Like `caller_of` for a WebSocket; None where the key must come in the first message."""
+    if not await services.keys.any_exist():
+        return local_caller(connection, services)
+    key = key_in_headers(connection) or key_in_subprotocols(connection)
+    return None if key is None else await caller_with_key(services, key)
+
+
+SocketCallerDep = Annotated[Caller | None, Depends(socket_caller)]

@@ -1,0 +1,158 @@
+"""The native API's chat: answers, whole or as server-sent events, and the stored sessions."""
+
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mini_claude.errors import MiniClaudeError
+from mini_claude.services.identity import Caller
+from mini_claude.services.services import Services
+from mini_claude.types import GenerationDelta
+from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
+from mini_claude.web.error_handlers import known_error, native_error
+from mini_claude.web.schemas.chat import ChatRequest, ChatResponse, LogprobPublic, UsagePublic
+from mini_claude.web.schemas.sampling import Id
+from mini_claude.web.schemas.sessions import ConversationPublic, SessionChange, SessionList, SessionPublic
+from mini_claude.web.streaming import EventStream, Reply, collect, frame, interrupted, shutting_down, unless_gone
+
+router = APIRouter(prefix="/api/v1/chat", tags=["chat"], dependencies=[Depends(caller_of)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A reply on its way, with what both kinds of answer say about it."""
+
+    reply: Reply
+    reply_id: str
+    model: str
+    session_id: str | None = None
+    user_turn_id: str | None = None
+    dropped_turn_ids: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "session_id": self.session_id,
+            "reply_id": self.reply_id,
+            "user_turn_id": self.user_turn_id,
+            "model": self.model,
+            "dropped_turn_ids": list(self.dropped_turn_ids),
+        }
+
+
+async def _start(body: ChatRequest, services: Services, caller: Caller) -> _Started:
+    if body.session_id is None:
+        spec = await services.models.resolve(body.model)
+        stream = await services.chat.reply(spec.name, body.to_messages(), body.sampling_params())
+        return _Started(stream, stream.accepted.request_id, spec.name)
+    said = await services.chat.say(caller, body.session_turn())
+    return _Started(said, said.reply_id, said.model, said.session_id, said.user_turn_id, said.dropped_turn_ids)
+
+
+@router.post("/completions", response_model=ChatResponse)
+async def create_chat_completion(
+    body: ChatRequest, request: Request, services: ServicesDep, caller: CallerDep
+) -> ChatResponse | Response:
+    """Answer a conversation, or the next turn of a session."""
+    started_at = time.perf_counter()
+    if body.stream:
+        started = await _start(body, services, caller)
+        request_id = request_id_of(request)
+        frames = _events(started, request_id, started_at)
+        last_words = _error(shutting_down(), request_id)
+        return EventStream(frames, started.reply.aclose, services.settings.ping_seconds, last_words)
+    return await unless_gone(request, _whole(body, services, caller, started_at))
+
+
+async def _whole(body: ChatRequest, services: Services, caller: Caller, started_at: float) -> ChatResponse:
+    started = await _start(body, services, caller)
+    try:
+        finished = await collect(started.reply)
+    finally:
+        await started.reply.aclose()
+    return ChatResponse(
+        response=finished.text,
+        tokens_used=finished.usage.total_tokens,
+        processing_time=time.perf_counter() - started_at,
+        finish_reason=finished.finish_reason,
+        usage=UsagePublic.of(finished.usage),
+        logprobs=None if finished.logprobs is None else [LogprobPublic.of(token) for token in finished.logprobs],
+        **started.facts(),
+    )
+
+
+async def _events(started: _Started, request_id: str, started_at: float) -> AsyncGenerator[bytes, None]:
+    """start, delta ..., end; or error in place of what is missing."""
+    yield frame(started.facts(), "start")
+    try:
+        async for event in started.reply:
+            delta = event.delta
+            if delta.text or delta.logprobs:
+                yield frame(_delta(event.number, delta), "delta")
+            if delta.finish_reason is not None:
+                yield frame(_end(event.number, delta, started_at), "end")
+                return
+        raise interrupted()
+    except Exception as error:
+        yield _error(known_error(error, request_id), request_id)
+
+
+def _error(error: MiniClaudeError, request_id: str) -> bytes:
+    return frame({"error": native_error(error, request_id)}, "error")
+
+
+def _delta(number: int, delta: GenerationDelta) -> dict[str, Any]:
+    data: dict[str, Any] = {"number": number, "text": delta.text}
+    if delta.logprobs is not None:
+        data["logprobs"] = [LogprobPublic.of(token).model_dump() for token in delta.logprobs]
+    return data
+
+
+def _end(number: int, delta: GenerationDelta, started_at: float) -> dict[str, Any]:
+    return {
+        "number": number,
+        "finish_reason": delta.finish_reason,
+        "usage": UsagePublic.of(delta.usage).model_dump() if delta.usage else None,
+        "tokens_used": delta.usage.total_tokens if delta.usage else 0,
+        "processing_time": time.perf_counter() - started_at,
+    }
+
+
+@router.get("/sessions")
+async def list_sessions(
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Id | None = None,
+) -> SessionList:
+    """The caller's sessions, last used first."""
+    sessions = await services.chat.list(caller, limit, before)
+    return SessionList(sessions=[SessionPublic.of(session) for session in sessions])
+
+
+@router.get("/sessions/{session_id}")
+async def get_session(session_id: str, services: ServicesDep, caller: CallerDep) -> ConversationPublic:
+    """One session with all its turns."""
+    return ConversationPublic.of_conversation(await services.chat.get(caller, session_id))
+
+
+@router.patch("/sessions/{session_id}")
+async def change_session(
+    session_id: str, body: SessionChange, services: ServicesDep, caller: CallerDep
+) -> ConversationPublic:
+    """Rename a session, or continue from another of its turns."""
+    if body.head_turn_id is not None:
+        await services.chat.select(caller, session_id, body.head_turn_id)
+    if body.title is not None:
+        await services.chat.rename(caller, session_id, body.title)
+    return ConversationPublic.of_conversation(await services.chat.get(caller, session_id))
+
+
+@router.delete("/sessions/{session_id}", status_code=204)
+async def delete_session(session_id: str, services: ServicesDep, caller: CallerDep) -> None:
+    """Delete a session with all its turns."""
+    await services.chat.delete(caller, session_id)

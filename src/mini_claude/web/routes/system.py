@@ -1,0 +1,101 @@
+"""Health, metrics and the API's own description."""
+
+import asyncio
+from importlib.metadata import version
+from typing import Final, Literal
+
+from fastapi import APIRouter, Depends
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from mini_claude.errors import MiniClaudeError
+from mini_claude.services.services import Services
+from mini_claude.types import ModelState
+from mini_claude.web.deps import ServicesDep, caller_of
+
+CHECK_SECONDS: Final = 5.0
+OPENAPI_PATH: Final = "/openapi.json"
+
+public_router = APIRouter(tags=["system"])  # the reviewed list of what anybody may call: one route
+router = APIRouter(tags=["system"], dependencies=[Depends(caller_of)])
+
+
+class Alive(BaseModel):
+    """This worker answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Health(BaseModel):
+    """Whether requests can be served now, part by part; a part that works says "ok"."""
+
+    status: Literal["ready", "unavailable"]
+    version: str
+    database: str
+    supervisor: str
+    default_model: str
+    default_model_state: ModelState | None
+
+
+@public_router.get("/api/v1/health/live")
+async def live() -> Alive:
+    """Whether the process runs; asks nobody else."""
+    return Alive()
+
+
+@router.get("/api/v1/health", responses={503: {"model": Health}})
+async def health(services: ServicesDep) -> JSONResponse:
+    """Whether requests can be served: 200 or 503, with the reason."""
+    database = await _database(services)
+    supervisor, state = await _default_model(services)
+    ready = database == supervisor == "ok" and state not in ("loading", "failed")
+    body = Health(
+        status="ready" if ready else "unavailable",
+        version=version("mini-claude"),
+        database=database,
+        supervisor=supervisor,
+        default_model=services.settings.default_model,
+        default_model_state=state,
+    )
+    return JSONResponse(body.model_dump(), 200 if ready else 503)
+
+
+async def _database(services: Services) -> str:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await services.keys.list()
+    except (MiniClaudeError, TimeoutError) as error:
+        return _reason(error)
+    return "ok"
+
+
+async def _default_model(services: Services) -> tuple[str, ModelState | None]:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            return "ok", (await services.models.get(services.settings.default_model)).state
+    except (MiniClaudeError, TimeoutError) as error:
+        return _reason(error), None
+
+
+def _reason(error: MiniClaudeError | TimeoutError) -> str:
+    return error.message if isinstance(error, MiniClaudeError) else f"no answer within {CHECK_SECONDS:.0f} s"
+
+
+@router.get("/api/v1/metrics", response_class=Response)
+async def metrics(services: ServicesDep) -> Response:
+    """Prometheus text of the whole product, whichever worker is asked."""
+    return Response(await services.runtime.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get(OPENAPI_PATH, include_in_schema=False)
+async def openapi(request: Request) -> JSONResponse:
+    """The description that the docs page shows."""
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """A page to try the API on."""
+    return get_swagger_ui_html(openapi_url=OPENAPI_PATH, title=request.app.title)

@@ -1,0 +1,35 @@
+"""The native API's requests and answers about models; a model itself is shown as `ModelInfo`."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from mini_claude.types import DTypeName, ModelInfo, Quantization
+from mini_claude.web.schemas.sampling import ModelName, WireModel
+
+
+class ModelList(BaseModel):
+    """The catalog with the state of each model; `default` is what requests without a model get."""
+
+    default: str
+    models: list[ModelInfo]
+
+
+class ModelLoad(WireModel):
+    """Body of POST /api/v1/models/load. What is null is as the settings say."""
+
+    model: ModelName | None = Field(None, description="null: the default model.")
+    dtype: DTypeName | None = None
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] | None = None
+    quantization: Quantization | None = None
+
+    def overrides(self) -> dict[str, object]:
+        """The load options that were given."""
+        given = {"dtype": self.dtype, "device": self.device, "quantization": self.quantization}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ModelUnload(WireModel):
+    """Body of POST /api/v1/models/unload."""
+
+    model: ModelName

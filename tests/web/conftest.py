@@ -1,0 +1,104 @@
+"""The application over real services, an in-memory database and the echo engine, called without a socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from openai import AsyncOpenAI
+from pydantic import SecretStr
+
+from mini_claude.services.services import Services, open_services
+from mini_claude.utils.config import Settings
+from mini_claude.web.api import create_app
+
+from .echo_runtime import EchoRuntime
+
+LOCAL = ("127.0.0.1", 1)
+BASE = "http://127.0.0.1:8000"
+
+
+@dataclass
+class Site:
+    """A running application and what is behind it."""
+
+    app: FastAPI
+    services: Services
+    runtime: EchoRuntime
+
+    def client(self, *, client: tuple[str, int] = LOCAL, base: str = BASE, **headers: str) -> httpx2.AsyncClient:
+        transport = httpx2.ASGITransport(self.app, client=client)
+        return httpx2.AsyncClient(transport=transport, base_url=base, headers=headers)
+
+    def openai(self, key: str = "unused") -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{BASE}/v1", api_key=key, http_client=self.client(), max_retries=0)
+
+    async def key(self) -> str:
+        return (await self.services.keys.create("test"))[1]
+
+
+OpenSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def open_site(tmp_path: Path) -> AsyncIterator[OpenSite]:
+    """Opens an application with the given settings; its runtime may be given too."""
+    async with AsyncExitStack() as stack:
+
+        async def open_one(runtime: EchoRuntime | None = None, **changes: Any) -> Site:
+            changes = {"preload": False, "database_url": SecretStr("sqlite://"), "data_dir": tmp_path, **changes}
+            settings = Settings(engine="echo", **changes)
+            own = runtime or EchoRuntime()
+            services = await open_services(settings, own)
+            stack.push_async_callback(services.aclose)
+
+            @asynccontextmanager
+            async def factory() -> AsyncIterator[Services]:
+                yield services
+
+            app = create_app(factory)
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            return Site(app, services, own)
+
+        yield open_one
+
+
+@pytest.fixture
+async def site(open_site: OpenSite) -> Site:
+    return await open_site()
+
+
+@pytest.fixture
+async def client(site: Site) -> AsyncIterator[httpx2.AsyncClient]:
+    async with site.client() as client:
+        yield client
+
+
+@asynccontextmanager
+async def served(site: Site, shutdown_seconds: int = 2) -> AsyncIterator[str]:
+    """The application behind a real socket on this machine; yields "host:port"."""
+    config = uvicorn.Config(
+        site.app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=shutdown_seconds
+    )
+    server = uvicorn.Server(config)
+    socket = config.bind_socket()
+    socket.listen()  # from here on clients can connect; uvicorn takes them when it has started
+    task = asyncio.create_task(server.serve(sockets=[socket]))
+    try:
+        yield f"127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    """Wait for something that happens on the other side of a socket."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
