@@ -4,7 +4,7 @@ An engine knows nothing of messages, templates, sessions or HTTP. It is used fro
 computes (a thread, another library's threads) is its own affair.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from mini_claude.types import EngineStats, GenerationDelta, GenerationRequest
@@ -23,11 +23,11 @@ class Engine(Protocol):
         (a logit_bias id outside the vocabulary) or `Overloaded`. Cheap, no side effects."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[GenerationDelta]:
-        """Yield deltas until one has a finish_reason. Closing the iterator aborts the request within one step.
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """Yield deltas until one has a finish_reason. Closing the iterator aborts within one step.
 
-        Raises the errors of `check`, and `InternalError` when computing this request failed; other requests are
-        not affected by either.
+        Raises the errors of `check`, and `InternalError` when computing this request failed; other requests
+        are not affected by either.
         """
         ...
 

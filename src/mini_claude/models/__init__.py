@@ -1,0 +1,1 @@
+"""What a chat model is: renderer, tokenizer, files and weights."""

@@ -1,7 +1,7 @@
 """What a chat model is, seen from outside: messages in, token ids out, and where a reply ends.
 
-The renderer here is the only way from messages to token ids. Chat calls it to make a prompt, training calls it to
-make an example, so the two cannot differ.
+The renderer here is the only way from messages to token ids. Chat calls it to make a prompt, training calls
+it to make an example, so the two cannot differ.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,8 @@ from mini_claude.types import Message
 class RenderedPrompt:
     """Token ids of a conversation and, aligned with them, which ones the assistant wrote.
 
-    `assistant_mask[i]` is True where token i belongs to an assistant's answer, its end-of-turn token included;
-    the role header before it is not part of the answer. Both have the same length.
+    `assistant_mask[i]` is True where token i belongs to an assistant's answer, its end-of-turn token
+    included; the role header before it is not part of the answer. Both have the same length.
     """
 
     token_ids: tuple[int, ...]
@@ -45,7 +45,7 @@ class TextCodec(ABC):
 
 
 class ChatModel(ABC):
-    """A model that can hold a conversation: its renderer, its tokenizer and its limits, without its weights."""
+    """A model that can hold a conversation: its renderer, its tokenizer and its limits, not its weights."""
 
     name: str
 
@@ -67,15 +67,15 @@ class ChatModel(ABC):
     @property
     @abstractmethod
     def stop_strings(self) -> tuple[str, ...]:
-        """Strings that end a reply of a model without an end-of-turn token (the fallback template); else empty."""
+        """Strings that end a reply where no token does (the fallback template); else empty."""
 
     @abstractmethod
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> RenderedPrompt:
         """Token ids of the conversation.
 
-        With `add_generation_prompt` the ids end where the assistant's answer begins. Content is tokenised apart
-        from the template's scaffolding, so it never becomes a control token.
+        With `add_generation_prompt` the ids end where the assistant's answer begins. Content is tokenised
+        apart from the template's scaffolding, so it never becomes a control token.
 
-        Raises `UnsupportedRole` for a role that this model does not have, `InvalidRequest` for a conversation that
-        its template refuses.
+        Raises `UnsupportedRole` for a role that this model does not have, `InvalidRequest` for a conversation
+        that its template refuses.
         """

@@ -1,0 +1,200 @@
+"""The engine's step, without threads and without asyncio: schedule, run, sample, postprocess.
+
+A request's life: `add` queues it, `schedule` gives it room and reads its prompt in chunks, sampling appends a
+token a step, and `_advance` ends it by a stop id, a stop string, its length or an abort. Its keys and values then
+stay in the cache as an idle prefix.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+from transformers import PreTrainedModel
+
+from mini_claude.engine.admission import max_new_tokens
+from mini_claude.engine.kv_cache import KVCache
+from mini_claude.engine.kv_storage import KVStorage
+from mini_claude.engine.model_preparation import prepare_model
+from mini_claude.engine.model_runner import ModelRunner
+from mini_claude.engine.reply_text import ReplyText
+from mini_claude.engine.sampler import SampledToken, Sampler
+from mini_claude.engine.scheduler import ScheduledChunk, Scheduler
+from mini_claude.engine.sequence import Sequence
+from mini_claude.errors import InternalError
+from mini_claude.models.base_model import TextCodec
+from mini_claude.types import (
+    EngineStats,
+    FinishReason,
+    GenerationDelta,
+    GenerationRequest,
+    LoadOptions,
+    TokenLogprob,
+    TopLogprob,
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailure:
+    """The request ended without a result."""
+
+    request_id: str
+    error: InternalError
+
+
+StepOutput = GenerationDelta | RequestFailure
+
+
+class EngineCore:
+    """All sequences of one model. Used from one thread."""
+
+    def __init__(self, model: PreTrainedModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
+        prepare_model(model)
+        storage = KVStorage()
+        self._codec = codec
+        self._cache = KVCache(options.kv_cache_tokens, storage)
+        self._scheduler = Scheduler(self._cache, options.max_num_seqs, options.max_num_batched_tokens)
+        self._runner = ModelRunner(model, storage)
+        self._sampler = Sampler()
+        self._sequences: dict[str, Sequence] = {}
+        self.context_length = min(context_length, self._cache.num_tokens)
+        self._num_prompt_tokens = self._num_cached_tokens = self._num_generated_tokens = self._num_steps = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a step would do nothing."""
+        return not self._sequences
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request that `check_request` has passed."""
+        sequence = Sequence(
+            request,
+            max_new_tokens(request, self.context_length),
+            ReplyText(self._codec, request.params.stop),
+            Random(request.params.seed),  # noqa: S311 - chance for text, not for secrets
+        )
+        self._sequences[request.request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: str) -> list[StepOutput]:
+        """End a request at once; its last delta, or nothing when it is not known (any more)."""
+        sequence = self._sequences.get(request_id)
+        return [] if sequence is None else [self._finish(sequence, "", (), None, "abort")]
+
+    def step(self) -> list[StepOutput]:
+        """Let every running sequence advance by one token or one chunk of its prompt.
+
+        When the model itself fails, the requests it was computing fail and the others go on.
+        """
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return []
+        try:
+            logits = self._runner.run(chunks)[:, : self._codec.vocab_size]
+            completing = [chunk.sequence for chunk in chunks if chunk.completes]
+            self._commit(chunks)
+            sampled = self._sampler.sample(logits, completing)
+        except Exception:  # whatever it is, a client must not wait for ever
+            log.exception("engine_step_failed", num_sequences=len(chunks))
+            error = InternalError("The model failed while computing this reply.")
+            return [self._fail(chunk.sequence, error) for chunk in chunks]
+        self._num_steps += 1
+        return [self._advance(*pair) for pair in zip(completing, sampled, strict=True)]
+
+    def fail_all(self) -> list[StepOutput]:
+        """End everything with an error."""
+        error = InternalError("The engine failed while computing this reply.")
+        return [self._fail(sequence, error) for sequence in tuple(self._sequences.values())]
+
+    def close(self) -> list[StepOutput]:
+        """Abort everything and forget what was cached."""
+        outputs = [output for request_id in tuple(self._sequences) for output in self.abort(request_id)]
+        self._cache.clear()
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_tokens_used=self._cache.num_used_tokens,
+            kv_tokens_cached=self._cache.num_idle_tokens,
+            kv_tokens_total=self._cache.num_tokens,
+            prompt_tokens_total=self._num_prompt_tokens,
+            cached_tokens_total=self._num_cached_tokens,
+            generated_tokens_total=self._num_generated_tokens,
+            preemptions_total=self._scheduler.num_preemptions,
+            steps_total=self._num_steps,
+        )
+
+    def _commit(self, chunks: list[ScheduledChunk]) -> None:
+        """The chunks' keys and values are in the cache now."""
+        for chunk in chunks:
+            assert chunk.sequence.entry is not None
+            chunk.sequence.entry.num_computed += chunk.num_tokens
+
+    def _advance(self, sequence: Sequence, sampled: SampledToken | InternalError) -> StepOutput:
+        """Append a token; decide whether the sequence ends with it."""
+        if isinstance(sampled, InternalError):
+            return self._fail(sequence, sampled)
+        if sequence.num_generated == 0:
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_tokens += sequence.num_cached_tokens
+        sequence.token_ids.append(sampled.token_id)
+        self._num_generated_tokens += 1
+        params = sequence.params
+        if sampled.token_id in params.stop_token_ids and not params.ignore_eos:
+            return self._finish(sequence, "", (), None, "stop")
+        try:
+            text, stopped = sequence.text.push(sampled.token_id)
+            logprobs = self._token_logprobs(sampled)
+        except Exception:
+            log.exception("detokenizing_failed", request_id=sequence.request.request_id)
+            return self._fail(sequence, InternalError("A token of the reply could not be turned into text."))
+        finish_reason: FinishReason | None = None
+        if stopped:
+            finish_reason = "stop"
+        elif sequence.num_generated >= sequence.max_new_tokens:
+            finish_reason = "length"
+        if finish_reason is not None:
+            return self._finish(sequence, text, (sampled.token_id,), logprobs, finish_reason, stopped=stopped)
+        return GenerationDelta(sequence.request.request_id, text, (sampled.token_id,), logprobs)
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        text: str,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[TokenLogprob, ...] | None,
+        finish_reason: FinishReason,
+        *,
+        stopped: bool = False,
+    ) -> GenerationDelta:
+        """The last delta, with the text that was held back. A stop string may hide in that text."""
+        if not stopped:
+            rest, stopped = sequence.text.flush()
+            text += rest
+            finish_reason = "stop" if stopped else finish_reason
+        self._remove(sequence, keep_prefix=True)
+        if sequence.params.logprobs is not None and logprobs is None:
+            logprobs = ()
+        return GenerationDelta(sequence.request.request_id, text, token_ids, logprobs, finish_reason, sequence.usage)
+
+    def _fail(self, sequence: Sequence, error: InternalError) -> RequestFailure:
+        self._remove(sequence, keep_prefix=False)
+        return RequestFailure(sequence.request.request_id, error)
+
+    def _remove(self, sequence: Sequence, *, keep_prefix: bool) -> None:
+        self._scheduler.finish(sequence, keep_prefix=keep_prefix)
+        del self._sequences[sequence.request.request_id]
+
+    def _token_logprobs(self, sampled: SampledToken) -> tuple[TokenLogprob, ...] | None:
+        if sampled.logprob is None:
+            return None
+        top = tuple(TopLogprob(token_id, *self._name(token_id), logprob) for token_id, logprob in sampled.top)
+        return (TokenLogprob(sampled.token_id, *self._name(sampled.token_id), sampled.logprob, top),)
+
+    def _name(self, token_id: int) -> tuple[str, bytes]:
+        token_bytes = self._codec.token_bytes(token_id)
+        return token_bytes.decode("utf-8", "replace"), token_bytes

@@ -1,0 +1,76 @@
+"""Turns a freshly loaded Hugging Face model into one that the engine can run, or says why it cannot.
+
+The model's own eager attention gives the reference. Then attention is redirected to the engine's cache, layers are
+fused, and two sequences are read in uneven chunks, mixed in one row. Only a model for which the logits agree
+is accepted: an architecture that keeps state elsewhere (Mamba), or biases its scores in a way of its
+own (ALiBi), is refused here instead of talking nonsense later.
+"""
+
+import torch
+from transformers import PreTrainedModel
+
+from mini_claude.engine import attention
+from mini_claude.engine.attention import Span
+from mini_claude.engine.kv_storage import KVBuffer
+from mini_claude.engine.model_runner import forward
+from mini_claude.engine.norm_fusion import fuse_norms
+from mini_claude.engine.projection_fusion import fuse_projections
+from mini_claude.errors import ModelLoadError
+
+_NUM_TOKENS = 12
+_TOLERANCE = 1e-3  # of the largest logit, in float32
+_COARSE_TOLERANCE = 0.15  # in 16 bits or quantised
+
+
+@torch.inference_mode()
+def prepare_model(model: PreTrainedModel) -> None:
+    """Redirect attention and fuse layers, in place. Raises `ModelLoadError` when the results do not agree."""
+    model.eval()
+    name = type(model).__name__
+    is_exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    limit = min(model.config.get_text_config().vocab_size, 1000)
+    prompts = torch.randint(limit, (2, _NUM_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    try:
+        model.set_attn_implementation("eager")
+        expected = torch.stack([_reference(model, prompt) for prompt in prompts])
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        fuse_norms(model)
+        fuse_projections(model, lambda: _mixed(model, prompts))
+        actual = _mixed(model, prompts)
+    except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise ModelLoadError(f"{name} cannot run on this engine: {error}") from error
+    tolerance = _TOLERANCE if is_exact else _COARSE_TOLERANCE
+    difference = (actual - expected).abs().max() / expected.abs().max()
+    if not difference <= tolerance:  # also when it is NaN
+        raise ModelLoadError(
+            f"{name} cannot run on this engine: its logits differ by {difference:.1%} from the model's own. It may "
+            "keep state outside of attention or use attention scores of its own."
+        )
+
+
+def _reference(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
+    output = model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False)
+    logits: torch.Tensor = output.logits[0, -1].float()
+    return logits
+
+
+def _mixed(model: PreTrainedModel, prompts: list[list[int]]) -> torch.Tensor:
+    """Last logits of both prompts, [2, vocabulary]: long chunks, then chunks with a past, then a decode each."""
+    buffers = [KVBuffer() for _ in prompts]
+    logits = torch.empty(0)
+    read = [0, 0]
+    for sizes in ((5, _NUM_TOKENS - 4), (_NUM_TOKENS - 6, 3), (1, 1)):
+        token_ids: list[int] = []
+        positions: list[int] = []
+        spans: list[Span] = []
+        for index, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
+            spans.append(Span(len(token_ids), size, read[index], buffers[index]))
+            token_ids += prompt[read[index] : read[index] + size]
+            positions += range(read[index], read[index] + size)
+            read[index] += size
+        rows = [span.start + span.num_tokens - 1 for span in spans]
+        logits = forward(model, token_ids, positions, tuple(spans), rows)
+    if not all(buffer.capacity for buffer in buffers):
+        raise ValueError("its attention does not go through the library's attention interface")
+    return logits

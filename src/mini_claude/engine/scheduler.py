@@ -1,0 +1,115 @@
+"""What the model reads in the next step. Torch-free.
+
+A step has a budget of tokens. Sequences that decode come first, one token each, so that running replies never
+wait for a newcomer's long prompt; what is left of the budget goes to prompts, in chunks, oldest first. When the
+KV cache is full, the youngest running sequence is preempted: its room is taken and it is recomputed later.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from mini_claude.engine.kv_cache import KVCache
+from mini_claude.engine.sequence import Sequence, Status
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens `start` to `start + num_tokens` of a sequence."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What the model reads."""
+        return self.sequence.token_ids[self.start : self.start + self.num_tokens]
+
+    @property
+    def completes(self) -> bool:
+        """Whether the sequence is then read to its end, so that its next token can be sampled."""
+        return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+
+class Scheduler:
+    """Owns the queue of waiting sequences and the list of running ones, oldest first."""
+
+    def __init__(self, cache: KVCache, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self._cache = cache
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that every decode fits a step
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a new sequence."""
+        self.waiting.append(sequence)
+
+    def finish(self, sequence: Sequence, *, keep_prefix: bool) -> None:
+        """Take a sequence out, in whatever state it is, and give back its room."""
+        if sequence.status is Status.WAITING:
+            self.waiting.remove(sequence)
+        elif sequence.status is Status.RUNNING:
+            self.running.remove(sequence)
+            self._release(sequence, keep=keep_prefix)
+        sequence.status = Status.FINISHED
+
+    def schedule(self) -> list[ScheduledChunk]:
+        """The chunks of the next step, decodes first; empty when there is nothing to do."""
+        num_preemptions = self.num_preemptions
+        chunks = [_chunk(sequence, 1) for sequence in self._decodes()]
+        budget = self._max_num_batched_tokens - len(chunks)
+        for sequence in self.running:
+            if sequence.num_unread_tokens > 1 and budget > 0:
+                chunks.append(_chunk(sequence, budget))
+                budget -= chunks[-1].num_tokens
+        while budget > 0 and self.num_preemptions == num_preemptions and (admitted := self._admit()):
+            chunks.append(_chunk(admitted, budget))
+            budget -= chunks[-1].num_tokens
+        return chunks
+
+    def _decodes(self) -> list[Sequence]:
+        """Running sequences with one unread token, each with room for it; may preempt younger ones."""
+        decodes = []
+        for sequence in tuple(self.running):
+            if sequence.status is Status.RUNNING and sequence.num_unread_tokens == 1:
+                while not self._grow(sequence):
+                    self._preempt(self.running[-1])
+                if sequence.status is Status.RUNNING:
+                    decodes.append(sequence)
+        return decodes
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """True also when the sequence itself was preempted and needs no room any more."""
+        return sequence.entry is None or self._cache.grow(sequence.entry, len(sequence.token_ids))
+
+    def _admit(self) -> Sequence | None:
+        """Start the oldest waiting sequence if there is a seat and room for all that it has to read."""
+        if not self.waiting or len(self.running) >= self._max_num_seqs:
+            return None
+        entry = self._cache.allocate(self.waiting[0].token_ids)
+        if entry is None:
+            return None
+        sequence = self.waiting.popleft()
+        sequence.entry, sequence.status = entry, Status.RUNNING
+        if sequence.num_generated == 0:  # else it was preempted: its own history is no saving
+            sequence.num_cached_tokens = entry.num_computed
+        self.running.append(sequence)
+        return sequence
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence, keep=False)
+        sequence.status = Status.WAITING
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _release(self, sequence: Sequence, *, keep: bool) -> None:
+        assert sequence.entry is not None
+        self._cache.release(sequence.entry, keep=keep)
+        sequence.entry = None
+
+
+def _chunk(sequence: Sequence, budget: int) -> ScheduledChunk:
+    return ScheduledChunk(sequence, sequence.num_computed_tokens, min(sequence.num_unread_tokens, budget))

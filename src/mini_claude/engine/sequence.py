@@ -1,0 +1,73 @@
+"""One request on its way through the engine. Torch-free: the scheduler reads and writes it."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from random import Random
+
+from mini_claude.engine.kv_cache import CacheEntry
+from mini_claude.engine.reply_text import ReplyText
+from mini_claude.types import GenerationRequest, SamplingParams, Usage
+
+
+class Status(Enum):
+    """waiting -> running -> finished; a preempted sequence waits again."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and reply as one list of token ids, and how far the model has read into it.
+
+    A sequence that has been read up to its last token is sampled: the new token is appended and read in the next
+    step. Prefill and decode differ only in how many tokens are unread.
+    """
+
+    request: GenerationRequest
+    max_new_tokens: int
+    text: ReplyText
+    random: Random  # this sequence's own source of chance: neighbours cannot change its text
+    token_ids: list[int] = field(init=False)
+    status: Status = Status.WAITING
+    entry: CacheEntry | None = None  # its place in the KV cache while it runs
+    num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.request.prompt_token_ids)
+
+    @property
+    def params(self) -> SamplingParams:
+        """How its tokens are chosen."""
+        return self.request.params
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Length of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """What was generated so far, a stop id included."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_generated(self) -> int:
+        """Number of generated tokens, a stop id included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens whose keys and values are in the cache."""
+        return self.entry.num_computed if self.entry is not None else 0
+
+    @property
+    def num_unread_tokens(self) -> int:
+        """Tokens that the model must still read before the next one can be sampled; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def usage(self) -> Usage:
+        """Token counts up to now."""
+        return Usage(self.num_prompt_tokens, self.num_generated, self.num_cached_tokens)

@@ -1,0 +1,163 @@
+"""The torch engine as asyncio sees it: requests in, streams of deltas out, the model in a thread of its own.
+
+The thread sleeps while there is nothing to do. It takes new requests and aborts from an inbox between two steps,
+and hands the outputs of a step to the event loop in one call.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+import structlog
+import torch
+from transformers import PreTrainedModel
+
+from mini_claude.engine.admission import check_queue, check_request
+from mini_claude.engine.engine_core import EngineCore, RequestFailure, StepOutput
+from mini_claude.errors import Conflict, Unavailable
+from mini_claude.models.base_model import TextCodec
+from mini_claude.types import EngineStats, GenerationDelta, GenerationRequest, LoadOptions
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A request and where its outputs go."""
+
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    queue: "asyncio.Queue[StepOutput]"
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class TorchEngine:
+    """Any Hugging Face causal LM that `prepare_model` accepts. See `Engine` for the contract of its methods."""
+
+    def __init__(self, model: PreTrainedModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
+        """Takes the model over: its layers are replaced. Raises `ModelLoadError` where this engine cannot run it."""
+        self._options = options
+        self._vocab_size = codec.vocab_size
+        _set_num_threads(options.num_threads)
+        self._core = EngineCore(model, codec, context_length, options)
+        self._context_length = self._core.context_length
+        self._request_ids: set[str] = set()  # the event loop's side
+        self._streams: dict[str, _Stream] = {}  # the thread's side
+        self._stats = self._core.stats()
+        self._inbox: list[_Stream | _Abort] = []
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def context_length(self) -> int:
+        """The smaller of the model's context and the KV cache."""
+        return self._context_length
+
+    def check(self, request: GenerationRequest) -> None:
+        """See `Engine.check`."""
+        if self._closed:
+            raise Unavailable("The model is being unloaded.")
+        if request.request_id in self._request_ids:
+            raise Conflict(f"A request with the id {request.request_id!r} is running already.")
+        check_request(request, self._context_length, self._vocab_size)
+        check_queue(len(self._request_ids), self._options)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
+        """See `Engine.generate`."""
+        self.check(request)
+        stream = _Stream(request, asyncio.get_running_loop(), asyncio.Queue())
+        self._request_ids.add(request.request_id)
+        self._send(stream)
+        ended = False
+        try:
+            while not ended:
+                output = await stream.queue.get()
+                ended = isinstance(output, RequestFailure) or output.finish_reason is not None
+                if isinstance(output, RequestFailure):
+                    raise output.error
+                yield output
+        finally:
+            self._request_ids.remove(request.request_id)
+            if not ended:
+                self.abort(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        """See `Engine.abort`."""
+        self._send(_Abort(request_id))
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
+        with self._wake:
+            num_new = sum(isinstance(message, _Stream) for message in self._inbox)
+            return replace(self._stats, waiting=self._stats.waiting + num_new)
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+        await asyncio.to_thread(self._thread.join)
+
+    def _send(self, message: _Stream | _Abort) -> None:
+        with self._wake:
+            self._inbox.append(message)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        """The engine thread: inbox, step, deliver, until closed."""
+        _set_num_threads(self._options.num_threads)  # torch keeps this per thread
+        closing = False
+        while not closing:
+            with self._wake:
+                self._wake.wait_for(lambda: self._inbox or self._closed or not self._core.is_idle)
+                messages, self._inbox = self._inbox, []
+                closing = self._closed
+            try:
+                outputs = self._take_in(messages)
+                outputs += self._core.close() if closing else self._core.step()
+            except Exception:  # a bug of ours must not leave clients waiting for ever
+                log.exception("engine_failed")
+                outputs = self._core.fail_all()
+            with self._wake:
+                self._stats = self._core.stats()
+            self._deliver(outputs)
+
+    def _take_in(self, messages: list[_Stream | _Abort]) -> list[StepOutput]:
+        outputs: list[StepOutput] = []
+        for message in messages:
+            if isinstance(message, _Abort):
+                outputs += self._core.abort(message.request_id)
+            else:
+                self._streams[message.request.request_id] = message
+                self._core.add(message.request)
+        return outputs
+
+    def _deliver(self, outputs: list[StepOutput]) -> None:
+        """Hand over a step's outputs, each event loop woken once."""
+        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput]]] = {}
+        for output in outputs:
+            stream = self._streams[output.request_id]
+            if isinstance(output, RequestFailure) or output.finish_reason is not None:
+                del self._streams[output.request_id]
+            loops.setdefault(stream.loop, []).append((stream, output))
+        for loop, pairs in loops.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put, pairs)
+
+
+def _put(pairs: list[tuple[_Stream, StepOutput]]) -> None:
+    for stream, output in pairs:
+        stream.queue.put_nowait(output)
+
+
+def _set_num_threads(num_threads: int) -> None:
+    """0 keeps torch's default, the physical cores."""
+    if num_threads:
+        torch.set_num_threads(num_threads)
