@@ -118,17 +118,20 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.fixture(scope="session")
-def real_data_dir(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path) -> Path:
-    """A data directory in which the embedded model is prepared already."""
-    data_dir = tmp_path_factory.mktemp("real")
+@pytest.fixture
+def real_data_dir(data_dir: Path, smollm2_folder: Path) -> Path:
+    """A data directory of the test's own in which the embedded model is prepared already."""
+    return with_model(data_dir, smollm2_folder)
+
+
+def with_model(data_dir: Path, smollm2_folder: Path) -> Path:
     shutil.copytree(smollm2_folder, data_dir / "models" / "smollm2-135m", copy_function=os.link)
     return data_dir
 
 
 @pytest.fixture(scope="session")
-def real_server(real_data_dir: Path) -> Iterator[Server]:
+def real_server(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path) -> Iterator[Server]:
     """One server with the embedded model for all tests that do not break it."""
-    with serving(real_data_dir) as server:
+    with serving(with_model(tmp_path_factory.mktemp("real"), smollm2_folder)) as server:
         until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
         yield server

@@ -90,7 +90,7 @@ def test_the_second_turn_of_a_long_chat_starts_at_once(real_server: Server) -> N
         return first, session_id
 
     text = " ".join(
-        f"Fact {number}: the lamp number {number} is {number * 7 % 13} metres high." for number in range(75)
+        f"Fact {number}: the lamp number {number} is {number * 7 % 13} metres high." for number in range(95)
     )
     turn: dict[str, object] = {"stream": True, "temperature": 0, "max_tokens": 16}
     message = {"role": "user", "content": text + " Say yes."}

@@ -81,7 +81,7 @@ class Traffic:
     async def web_socket(self, number: int) -> None:
         async with websockets.connect(f"ws{self.url.removeprefix('http')}/ws/chat") as socket:
             await socket.send(json.dumps({"type": "chat", "message": f"socket {number}", "max_tokens": 16}))
-            kinds = []
+            kinds: list[str] = []
             while not kinds or kinds[-1] not in ("end", "error"):
                 kinds.append(json.loads(await socket.recv())["type"])
         assert kinds[-1] == "end"

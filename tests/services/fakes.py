@@ -155,7 +155,7 @@ class FakeRuntime:
         self.start_called = asyncio.Event()
         self.streams: list[FakeStream] = []
 
-    async def load(self, spec: ModelSpec, options: LoadOptions) -> ModelInfo:
+    async def load(self, spec: ModelSpec, options: LoadOptions, *, exact: bool = True) -> ModelInfo:
         self.loaded_with.append(options)
         info = ModelInfo(spec.name, "ready", engine="echo", context_length=2048, memory_bytes=1)
         self.models[spec.name] = info

@@ -82,7 +82,7 @@ class EchoRuntime:
         self.tasks: set[asyncio.Task[None]] = set()
         self.broken: MiniClaudeError | None = None  # raised by status and metrics
 
-    async def load(self, spec: ModelSpec, options: LoadOptions) -> ModelInfo:
+    async def load(self, spec: ModelSpec, options: LoadOptions, *, exact: bool = True) -> ModelInfo:
         if spec.name == UNLOADABLE:
             raise ModelLoadError("The file model.safetensors ends after 12 bytes: fetch it again.")
         info = ModelInfo(

@@ -1,5 +1,6 @@
 """Models, health, metrics and the description of the API."""
 
+import re
 import subprocess
 import sys
 
@@ -70,7 +71,14 @@ async def test_metrics_are_prometheus_text(client: httpx2.AsyncClient) -> None:
 async def test_the_description_covers_every_public_route(client: httpx2.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {"/api/v1/chat/completions", "/v1/chat/completions", "/api/v1/health"} <= set(paths)
-    assert "swagger" in (await client.get("/docs")).text
+
+
+async def test_the_docs_page_needs_nothing_from_elsewhere(client: httpx2.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    links = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(links) == 3
+    for link in links:
+        assert (await client.get(link)).status_code == 200
 
 
 async def test_the_default_model_is_loaded_at_start(open_site: OpenSite) -> None:

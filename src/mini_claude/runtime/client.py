@@ -60,9 +60,9 @@ class RuntimeClient:
             raise
         return client
 
-    async def load(self, spec: ModelSpec, options: LoadOptions) -> ModelInfo:
-        """Load with exactly these options; replaces a copy loaded with others once the new one is ready."""
-        return (await self._acquire(spec, options, exact=True)).info
+    async def load(self, spec: ModelSpec, options: LoadOptions, *, exact: bool = True) -> ModelInfo:
+        """A copy loaded with other options is replaced once the new one is ready, or with `exact=False` kept."""
+        return (await self._acquire(spec, options, exact=exact)).info
 
     async def unload(self, name: str) -> None:
         """Returns when the process has ended."""
@@ -106,8 +106,8 @@ class RuntimeClient:
             self._supervisor.post(Publish(facts))
 
     async def shutdown_supervisor(self) -> None:
-        """End the supervisor with all its engines."""
-        await self._call(Shutdown())
+        """Tell the supervisor to end with all its engines; it cannot answer that it has."""
+        (await self._connected()).post(Shutdown())
 
     async def aclose(self) -> None:
         """Say goodbye and close every socket."""
@@ -145,4 +145,3 @@ class RuntimeClient:
             self._engines[spec.name] = engine
             self._open = {other for other in self._open if not other.closed} | {engine}
         return engine
-

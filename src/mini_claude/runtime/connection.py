@@ -57,9 +57,11 @@ class Connection:
 
     async def _watch(self) -> None:
         await recv_monitor_message(self._monitor)
-        # The peer wrote these before it went.
+        # What the peer wrote before it went is still read, by `_receive`; the turn given to it last is for a frame
+        # that it has been handed already.
         while await self._socket.poll(0):
-            self._on_frame(await self._socket.recv())
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
         self.close()
 
     def close(self) -> None:

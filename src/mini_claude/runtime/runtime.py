@@ -42,8 +42,11 @@ class ReplyStream(Protocol):
 class Runtime(Protocol):
     """Models in processes of their own, by name. Every call may raise `Unavailable` when there is no supervisor."""
 
-    async def load(self, spec: ModelSpec, options: LoadOptions) -> ModelInfo:
-        """Load, or wait for a load under way, and return the ready model. Raises `ModelLoadError`."""
+    async def load(self, spec: ModelSpec, options: LoadOptions, *, exact: bool = True) -> ModelInfo:
+        """Load, or wait for a load under way, and return the ready model. Raises `ModelLoadError`.
+
+        `exact` replaces a copy that was loaded with other options; without it any loaded copy will do.
+        """
         ...
 
     async def unload(self, name: str) -> None:

@@ -42,11 +42,13 @@ class ModelService:
     async def load(self, name: str | None, overrides: Mapping[str, object] | None = None) -> ModelInfo:
         """Load a model, with its own `dtype`, `device` or `quantization` where `overrides` gives them.
 
+        Without overrides a copy that is loaded already will do, however it was loaded.
+
         Raises `NotFound`, `InvalidRequest` for an unknown override or value, `ModelLoadError`.
         """
         spec = await self.resolve(name)
         options = replace(self.options(), **_checked(overrides or {}))
-        return _describe(spec, await self._runtime.load(spec, options))
+        return _describe(spec, await self._runtime.load(spec, options, exact=bool(overrides)))
 
     async def unload(self, name: str) -> None:
         """End the model's process. Raises `NotFound` when it is not loaded."""

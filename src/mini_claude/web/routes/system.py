@@ -2,13 +2,14 @@
 
 import asyncio
 from importlib.metadata import version
+from importlib.resources import files
 from typing import Final, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from mini_claude.errors import MiniClaudeError
 from mini_claude.services.services import Services
@@ -98,4 +99,16 @@ async def openapi(request: Request) -> JSONResponse:
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """A page to try the API on."""
-    return get_swagger_ui_html(openapi_url=OPENAPI_PATH, title=request.app.title)
+    return get_swagger_ui_html(
+        openapi_url=OPENAPI_PATH,
+        title=request.app.title,
+        swagger_js_url="/docs/swagger-ui-bundle.js",
+        swagger_css_url="/docs/swagger-ui.css",
+        swagger_favicon_url="/docs/favicon.png",
+    )
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
+    """The page's own files, out of an installed package: nothing is loaded from elsewhere."""
+    return FileResponse(str(files("fastapi_offline") / "static" / name))
