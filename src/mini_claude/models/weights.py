@@ -7,7 +7,8 @@ from typing import Final
 
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from safetensors import safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from mini_claude.errors import ModelLoadError
@@ -31,13 +32,16 @@ def load_weights(folder: Path, options: LoadOptions) -> PreTrainedModel:
     _check_memory(folder, tensors, dtype, options.quantization, device)
     _quiet_libraries()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder,
+        quantization = _quantization_config(options.quantization, dtype)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            None if quantization is None else folder,
+            config=config,
+            state_dict=_read_tensors(folder) if quantization is None else None,
             dtype=dtype,
             device_map={"": device},
-            quantization_config=_quantization_config(options.quantization, dtype),
+            quantization_config=quantization,
             local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -54,6 +58,22 @@ def load_weights(folder: Path, options: LoadOptions) -> PreTrainedModel:
     model.requires_grad_(False)
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights in memory of their own instead of views of the mapped file.
+
+    A mapped file stays resident as a whole while one of its tensors lives, and the engine replaces most of them by
+    fused copies: that would hold the weights twice. Each tensor is read through a mapping that ends with it.
+    """
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                tensors[name] = file.get_tensor(name).clone()
+    return tensors
 
 
 def _device(wanted: str) -> torch.device:
