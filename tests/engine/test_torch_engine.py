@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from mini_claude.engine import sampler
 from mini_claude.engine.sampler import Sampler
 from mini_claude.engine.sequence import Sequence
 from mini_claude.engine.torch_engine import TorchEngine
@@ -59,15 +60,12 @@ async def test_one_failing_request_leaves_its_seven_neighbours_unchanged(
 ) -> None:
     wanted = [request(f"r{number}", prompt=(65 + number, 66)) for number in range(8)]
     healthy = [text(await read(engine, each)) for each in wanted]
-    sample = Sampler.sample
 
-    def poisoned(self: Sampler, logits: torch.Tensor, sequences: list[Sequence]) -> object:
-        for row, sequence in enumerate(sequences):
-            if sequence.request.request_id == "r3" and sequence.num_generated == 5:
-                logits[row] = float("nan")
-        return sample(self, logits, sequences)
+    def poisoned(row: torch.Tensor, sequence: Sequence) -> None:
+        if sequence.request.request_id == "r3" and sequence.num_generated == 5:
+            raise RuntimeError(f"row of {len(row)} scores")
 
-    monkeypatch.setattr(Sampler, "sample", poisoned)
+    monkeypatch.setattr(sampler, "_penalize", poisoned)
     outcomes = await asyncio.gather(*(read(engine, each) for each in wanted), return_exceptions=True)
     assert isinstance(outcomes[3], InternalError)
     texts = [text(outcome) for outcome in outcomes if not isinstance(outcome, BaseException)]

@@ -10,11 +10,14 @@ Logprobs are of the model's own distribution: log_softmax of its logits before a
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
+import structlog
 import torch
 
 from mini_claude.engine.sequence import Sequence
 from mini_claude.errors import InternalError
 from mini_claude.types import SamplingParams
+
+log = structlog.get_logger(__name__)
 
 _GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it overflows; the distribution is a single token anyway
 _NUM_CANDIDATES = 256  # sorting a whole vocabulary costs more than the model's step; a nucleus is rarely larger
@@ -40,7 +43,11 @@ class Sampler:
             return []
         logprobs = [_logprobs(row, sequence.params) for row, sequence in zip(logits, sequences, strict=True)]
         for row, sequence in zip(logits, sequences, strict=True):
-            _penalize(row, sequence)
+            try:
+                _penalize(row, sequence)
+            except Exception:  # whatever one request's parameters do, its neighbours go on
+                log.exception("sampling_failed", request_id=sequence.request.request_id)
+                row.fill_(float("nan"))
         # NaN and infinity both show in the maximum; -inf elsewhere is a legal way of saying never.
         best_values, best_ids = logits.max(dim=-1)
         chosen: list[int] = best_ids.tolist()

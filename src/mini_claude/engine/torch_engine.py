@@ -2,11 +2,15 @@
 
 The thread sleeps while there is nothing to do. It takes new requests and aborts from an inbox between two steps,
 and hands the outputs of a step to the event loop in one call.
+
+All of torch's parallel work happens in that thread, preparation of the model included: OpenMP keeps a pool of
+workers for each thread that ever used it, and two pools on the same cores cost a third of the speed.
 """
 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import structlog
@@ -43,17 +47,17 @@ class TorchEngine:
         """Takes the model over: its layers are replaced. Raises `ModelLoadError` where this engine cannot run it."""
         self._options = options
         self._vocab_size = codec.vocab_size
-        _set_num_threads(options.num_threads)
-        self._core = EngineCore(model, codec, context_length, options)
-        self._context_length = self._core.context_length
         self._request_ids: set[str] = set()  # the event loop's side
         self._streams: dict[str, _Stream] = {}  # the thread's side
-        self._stats = self._core.stats()
         self._inbox: list[_Stream | _Abort] = []
         self._wake = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
+        prepared: Future[EngineCore] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(prepared, model, codec, context_length), name="torch-engine", daemon=True
+        )
         self._thread.start()
+        self._context_length = prepared.result().context_length
 
     @property
     def context_length(self) -> int:
@@ -110,33 +114,43 @@ class TorchEngine:
             self._inbox.append(message)
             self._wake.notify()
 
-    def _run(self) -> None:
-        """The engine thread: inbox, step, deliver, until closed."""
-        _set_num_threads(self._options.num_threads)  # torch keeps this per thread
+    def _run(
+        self, prepared: "Future[EngineCore]", model: PreTrainedModel, codec: TextCodec, context_length: int
+    ) -> None:
+        """The engine thread: prepare the model, then inbox, step, deliver, until closed."""
+        if self._options.num_threads:  # otherwise torch's default, the physical cores
+            torch.set_num_threads(self._options.num_threads)
+        try:
+            core = EngineCore(model, codec, context_length, self._options)
+        except Exception as error:
+            prepared.set_exception(error)
+            return
+        self._stats = core.stats()
+        prepared.set_result(core)
         closing = False
         while not closing:
             with self._wake:
-                self._wake.wait_for(lambda: self._inbox or self._closed or not self._core.is_idle)
+                self._wake.wait_for(lambda: self._inbox or self._closed or not core.is_idle)
                 messages, self._inbox = self._inbox, []
                 closing = self._closed
             try:
-                outputs = self._take_in(messages)
-                outputs += self._core.close() if closing else self._core.step()
+                outputs = self._take_in(core, messages)
+                outputs += core.close() if closing else core.step()
             except Exception:  # a bug of ours must not leave clients waiting for ever
                 log.exception("engine_failed")
-                outputs = self._core.fail_all()
+                outputs = core.fail_all()
             with self._wake:
-                self._stats = self._core.stats()
+                self._stats = core.stats()
             self._deliver(outputs)
 
-    def _take_in(self, messages: list[_Stream | _Abort]) -> list[StepOutput]:
+    def _take_in(self, core: EngineCore, messages: list[_Stream | _Abort]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
         for message in messages:
             if isinstance(message, _Abort):
-                outputs += self._core.abort(message.request_id)
+                outputs += core.abort(message.request_id)
             else:
                 self._streams[message.request.request_id] = message
-                self._core.add(message.request)
+                core.add(message.request)
         return outputs
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
@@ -155,9 +169,3 @@ class TorchEngine:
 def _put(pairs: list[tuple[_Stream, StepOutput]]) -> None:
     for stream, output in pairs:
         stream.queue.put_nowait(output)
-
-
-def _set_num_threads(num_threads: int) -> None:
-    """0 keeps torch's default, the physical cores."""
-    if num_threads:
-        torch.set_num_threads(num_threads)

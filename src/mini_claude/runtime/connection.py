@@ -59,7 +59,7 @@ class Connection:
         await recv_monitor_message(self._monitor)
         # What the peer wrote before it went is still read, by `_receive`; the turn given to it last is for a frame
         # that it has been handed already.
-        while await self._socket.poll(0):
+        while await self._socket.poll(0):  # noqa: ASYNC110 - an empty socket is no event
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         self.close()
