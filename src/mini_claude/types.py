@@ -134,7 +134,7 @@ class LoadOptions:
     dtype: DTypeName = "auto"  # auto: float32 on a CPU, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     quantization: Quantization | None = None  # bitsandbytes; int8 uses threshold 6.0
-    kv_cache_tokens: int = 16384  # running and cached sequences together
+    kv_cache_tokens: int = 8192  # running and cached sequences together
     max_num_seqs: int = 32  # sequences decoded in one batch
     max_num_batched_tokens: int = 512  # tokens of one step, prefill chunks included
     max_waiting: int = 256  # requests queued before new ones are refused
