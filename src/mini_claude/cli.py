@@ -98,11 +98,14 @@ def _is_loopback(host: str) -> bool:
 def chat(
     model: Annotated[str | None, typer.Option(help="The model that answers.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 always takes the likeliest word; small models ramble above 0.5.")
+    ] = 0.2,
 ) -> None:
     """Chat in the terminal; starts a server for the occasion where none runs."""
     console = Console()
     with running_server(Settings()) as client:
-        TerminalChat(client, console, model=model, system=system).run()
+        TerminalChat(client, console, model=model, system=system, temperature=temperature).run()
 
 
 @app.command()

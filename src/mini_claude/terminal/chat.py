@@ -21,11 +21,20 @@ Ctrl-C         stop the reply"""
 class TerminalChat:
     """Reads lines, streams replies. The conversation itself is a session on the server."""
 
-    def __init__(self, client: ServerClient, console: Console, *, model: str | None, system: str | None) -> None:
+    def __init__(
+        self,
+        client: ServerClient,
+        console: Console,
+        *,
+        model: str | None = None,
+        system: str | None = None,
+        temperature: float = 0.2,
+    ) -> None:
         self._client = client
         self._console = console
         self._model = model
         self._system = system
+        self._temperature = temperature
         self._session_id: str | None = None
 
     def run(self) -> None:
@@ -79,7 +88,8 @@ class TerminalChat:
 
     def _say(self, content: str) -> None:
         messages = [{"role": "user", "content": content}]
-        body = {"messages": messages, "session_id": self._session_id or "new", "stream": True}
+        body: dict[str, Any] = {"messages": messages, "session_id": self._session_id or "new", "stream": True}
+        body["temperature"] = self._temperature
         body |= {key: value for key, value in (("model", self._model), ("system", self._system)) if value is not None}
         try:
             for event, data in self._stream(body):
