@@ -127,13 +127,25 @@ def test_the_longest_of_several_prefixes_is_used(cache: KVCache) -> None:
     assert entry.num_computed == 30
 
 
-def test_idle_entries_give_way_least_recently_used_first(cache: KVCache, storage: Recorder) -> None:
+def test_idle_entries_give_way_least_recently_used_first(storage: Recorder) -> None:
+    cache = KVCache(20 * BLOCK_SIZE, storage)
     old, used, young = (read(cache, tokens(3 * BLOCK_SIZE, 1000 * i)) for i in (1, 2, 3))
     for entry in (used, old, young):
         cache.release(entry, keep=True)
-    touched = cache.allocate(tokens(BLOCK_SIZE + 1, 2000))  # a copy of the beginning of `used`
-    assert touched is not None
+    assert cache.allocate(tokens(BLOCK_SIZE + 1, 2000)) is not None  # a copy of the beginning of `used`
+    assert cache.allocate(tokens(10 * BLOCK_SIZE, 9000)) is not None
     assert storage.freed == [old]
+
+
+def test_idle_entries_keep_to_half_of_the_budget_but_the_newest_is_kept_whole(
+    cache: KVCache, storage: Recorder
+) -> None:
+    first, second = (read(cache, tokens(3 * BLOCK_SIZE, 1000 * i)) for i in (1, 2))
+    cache.release(first, keep=True)
+    cache.release(second, keep=True)
+    assert (storage.freed, cache.num_idle_tokens) == ([first], 3 * BLOCK_SIZE)
+    cache.release(read(cache, tokens(9 * BLOCK_SIZE, 5000)), keep=True)
+    assert cache.num_idle_tokens == 9 * BLOCK_SIZE
 
 
 def test_without_room_for_a_copy_the_idle_entry_is_taken_over(cache: KVCache, storage: Recorder) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 BLOCK_SIZE = 16  # tokens
+MAX_IDLE_SHARE = 0.5  # of the budget: memory that only might be useful stays bounded; the newest prefix is kept whole
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +100,8 @@ class KVCache:
             entry.num_blocks = _blocks(entry.num_computed)
             self._storage.truncate(entry, entry.num_computed)
             self._idle.append(entry)
+            while len(self._idle) > 1 and self.num_idle_tokens > self.num_tokens * MAX_IDLE_SHARE:
+                self._evict(self._idle[0])
         else:
             self._storage.free(entry)
 
