@@ -10,6 +10,7 @@ batching at 16. Each process warms up once and is measured once; medians over th
 import argparse
 import asyncio
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from mini_claude.runtime.engine_process import ENGINE_ENVIRONMENT
 from mini_claude.utils.config import Settings
 
 NUM_TOKENS = 100
@@ -33,10 +35,12 @@ def measure_engine(folder: Path, concurrency: int) -> float:
     from mini_claude.models.causal_lm import CausalLM
     from mini_claude.models.weights import load_weights
     from mini_claude.types import GenerationRequest, LoadOptions, Message, SamplingParams
+    from mini_claude.utils.model_utils import trim_heap
 
     options = LoadOptions()
     chat_model = CausalLM.from_folder("benchmark", folder)
     engine = TorchEngine(load_weights(folder, options), chat_model.codec, chat_model.context_length, options)
+    trim_heap()
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
 
     async def reply(request_id: str, text: str) -> None:
@@ -118,7 +122,10 @@ def measure(contestant: str, folder: Path) -> dict[str, float]:
 
 def measure_apart(contestant: str, folder: Path) -> dict[str, float]:
     command = [sys.executable, __file__, str(folder), "--contestant", contestant]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    environment = os.environ | (ENGINE_ENVIRONMENT if contestant.startswith("engine") else {})
+    output = subprocess.run(
+        command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout
     result: dict[str, float] = json.loads(output.splitlines()[-1])
     return result
 

@@ -43,6 +43,13 @@ CONFIGS: dict[str, dict[str, object]] = {
     "gpt_neox": {"rotary_pct": 0.5},
 }
 
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models gain nothing from a second thread, and lose much where other tests use the cores."""
+    torch.set_num_threads(1)
+
+
 BuildModel = Callable[[str], PreTrainedModel]
 RunAll = Callable[[EngineCore, Sequence[GenerationRequest]], dict[str, list[int]]]
 

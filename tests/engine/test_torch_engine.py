@@ -28,7 +28,7 @@ BuildModel = Callable[[str], PreTrainedModel]
 
 @pytest.fixture
 async def engine(build_model: BuildModel) -> AsyncIterator[TorchEngine]:
-    options = LoadOptions(kv_cache_tokens=2048, max_num_seqs=8, max_waiting=2)
+    options = LoadOptions(kv_cache_tokens=2048, num_threads=1, max_num_seqs=8, max_waiting=2)
     made = TorchEngine(build_model("llama"), ByteCodec(), CONTEXT, options)
     yield made
     await made.close()
@@ -142,13 +142,15 @@ async def test_a_full_queue_refuses_with_a_time_to_come_back(engine: TorchEngine
     with pytest.raises(Overloaded) as caught:
         engine.check(request("one too many"))
     assert caught.value.retry_after
+    for number in range(10):
+        engine.abort(f"r{number}")
     await asyncio.gather(*firsts)
     for stream in streams:
         await stream.aclose()
 
 
 async def test_closing_ends_running_replies_and_refuses_new_ones(build_model: BuildModel) -> None:
-    engine = TorchEngine(build_model("llama"), ByteCodec(), CONTEXT, LoadOptions(kv_cache_tokens=2048))
+    engine = TorchEngine(build_model("llama"), ByteCodec(), CONTEXT, LoadOptions(kv_cache_tokens=2048, num_threads=1))
     stream = engine.generate(request(max_tokens=200))
     await anext(stream)
     await engine.close()
@@ -164,4 +166,4 @@ def test_a_model_whose_state_this_engine_cannot_keep_is_refused(architecture: st
     )
     model = AutoModelForCausalLM.from_config(config)
     with pytest.raises(ModelLoadError, match="cannot run on this engine"):
-        TorchEngine(model, ByteCodec(), CONTEXT, LoadOptions())
+        TorchEngine(model, ByteCodec(), CONTEXT, LoadOptions(num_threads=1))

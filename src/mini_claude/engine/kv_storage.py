@@ -27,7 +27,7 @@ class KVBuffer:
         end = num_past + key.shape[1]
         stored = self._layers.get(layer)
         if stored is None or stored[0].shape[1] < end:
-            capacity = _rounded(end + end // 4)  # room to grow token by token and seldom copy
+            capacity = _rounded(end + end // 8)  # room to grow token by token and seldom copy
             stored = self._layers[layer] = (
                 _resized(stored and stored[0], key, num_past, capacity),
                 _resized(stored and stored[1], value, num_past, capacity),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -16,6 +17,9 @@ from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)
 
+# One heap for all threads of an engine: glibc otherwise makes one for each, and those that loading used and freed stay
+# resident (up to 400 MB for the embedded model). Only the model's own thread allocates much, so nothing waits for it.
+ENGINE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 KILL_AFTER_SECONDS = 5.0  # beyond the deadline that the process sets itself
 
 
@@ -42,6 +46,7 @@ class EngineProcess:
             "mini_claude.runtime.engine_server",
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,
+            env=os.environ | ENGINE_ENVIRONMENT,
         )
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(launch) + b"\n")

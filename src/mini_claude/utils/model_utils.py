@@ -1,5 +1,8 @@
 """What the machine offers to a model."""
 
+import ctypes
+import sys
+
 from mini_claude.types import GpuMemory
 
 
@@ -14,3 +17,9 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
         free, total = torch.cuda.mem_get_info(index)
         memory.append(GpuMemory(index, torch.cuda.get_device_name(index), total - free, total))
     return tuple(memory)
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system, where the C library keeps it (glibc's `malloc_trim`)."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
