@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mini_claude.runtime.engine_process import ENGINE_ENVIRONMENT
@@ -39,7 +40,9 @@ def measure_engine(folder: Path, concurrency: int) -> float:
 
     options = LoadOptions()
     chat_model = CausalLM.from_folder("benchmark", folder)
-    engine = TorchEngine(load_weights(folder, options), chat_model.codec, chat_model.context_length, options)
+    with ThreadPoolExecutor(1) as loader:  # as engine_server.py does: torch must not be used by a second living thread
+        weights = loader.submit(load_weights, folder, options).result()
+    engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
     trim_heap()
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
 

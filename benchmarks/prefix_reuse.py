@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mini_claude.engine.torch_engine import TorchEngine
@@ -33,7 +34,9 @@ async def first_token(engine: TorchEngine, request: GenerationRequest) -> tuple[
 async def run(folder: Path, num_prompt_tokens: int, num_rounds: int) -> None:
     options = LoadOptions()
     chat_model = CausalLM.from_folder("benchmark", folder)
-    engine = TorchEngine(load_weights(folder, options), chat_model.codec, chat_model.context_length, options)
+    with ThreadPoolExecutor(1) as loader:  # as engine_server.py does: torch must not be used by a second living thread
+        weights = loader.submit(load_weights, folder, options).result()
+    engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
     params = SamplingParams(
         max_tokens=32, temperature=0.0, stop_token_ids=tuple(chat_model.stop_token_ids), stop=chat_model.stop_strings
     )

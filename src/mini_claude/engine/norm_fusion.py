@@ -1,4 +1,4 @@
-"""Replaces RMSNorm modules, written in Python as five operations, by torch's single call where both agree."""
+"""Replaces RMSNorm modules, written in Python as five operations, by fewer and faster ones where both agree."""
 
 import torch
 from torch import nn
@@ -18,12 +18,27 @@ class FusedRMSNorm(nn.Module):
         return rms_norm(x, self.weight.shape, self.weight, self._eps)
 
 
+class CPURMSNorm(FusedRMSNorm):
+    """The same in float32 on a CPU, where torch's call is no kernel of its own and twice as slow as a vector norm:
+    x / hypot(|x|, sqrt(n eps)) * weight sqrt(n)."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        super().__init__(weight, eps)
+        size = weight.shape[0]
+        self._scale = weight * size**0.5
+        self._floor = torch.tensor((size * eps) ** 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Same shape as x."""
+        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor) * self._scale
+
+
 @torch.inference_mode()
 def fuse_norms(model: nn.Module) -> None:
     """Replace in place. A candidate is any RMSNorm by class name; its epsilon is its only float, and its weight is
     used as it is or, as Gemma does, plus one. Numbers decide."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in tuple(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm") and (fused := _fused(child)) is not None:
                 setattr(parent, name, fused)
 
@@ -34,7 +49,8 @@ def _fused(norm: nn.Module) -> FusedRMSNorm | None:
     if set(parameters) != {"weight"} or len(epsilons) != 1:
         return None
     weight = parameters["weight"].detach().clone()  # a view would keep the mapped weight file in memory
-    for candidate in (FusedRMSNorm(weight, epsilons[0]), FusedRMSNorm(1.0 + weight, epsilons[0])):
+    kind = CPURMSNorm if weight.device.type == "cpu" and weight.dtype == torch.float32 else FusedRMSNorm
+    for candidate in (kind(weight, epsilons[0]), kind(1.0 + weight, epsilons[0])):
         if _agrees(candidate, norm):
             return candidate
     return None
