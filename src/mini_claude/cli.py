@@ -121,8 +121,14 @@ def main() -> None:
     except MiniClaudeError as error:
         _die(error.message)
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        _die("A setting is wrong. " + "; ".join(problems) + ". `mini-claude config` explains each.")
+        _die("A setting is wrong. " + " ".join(_problem(item["loc"], item["msg"]) for item in error.errors()))
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]) if location else ""
+    field = Settings.model_fields.get(name)
+    meaning = f"; it means: {field.description}" if field is not None else ": there is no such setting."
+    return f"{name} (MINI_CLAUDE_{name.upper()} or mini-claude.toml): {message}{meaning}"
 
 
 def _die(message: str) -> None:

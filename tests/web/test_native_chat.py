@@ -134,6 +134,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(open_site: OpenSite
         ({"messages": [], "session_id": "a"}, "messages"),
         ({"messages": said("x") * 2, "session_id": "a"}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}], "session_id": "a"}, "messages"),
+        ({"messages": said("  "), "session_id": "new"}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "system", "content": "x"}], "system": "y"}, "system"),
         ({"messages": said("x"), "temperatur": 1}, "temperatur"),

@@ -97,7 +97,7 @@ class SessionRepository:
                 .where(TurnRow.id == reply_id, TurnRow.role == "assistant", SessionRow.owner == owner)
             )
             if row is None:
-                raise NotFound("There is no such reply.", code="reply_not_found")
+                raise NotFound("There is no such reply.", code="reply_not_found", param="reply_id")
             return _turn(row)
 
     def finish(self, reply_id: str, ending: ReplyEnding) -> bool:
@@ -165,7 +165,7 @@ def _own(session: Session, owner: str, session_id: str, *, lock: bool = False) -
     query = select(SessionRow).where(SessionRow.id == session_id, SessionRow.owner == owner)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFound("There is no such session.", code="session_not_found")
+        raise NotFound("There is no such session.", code="session_not_found", param="session_id")
     return row
 
 

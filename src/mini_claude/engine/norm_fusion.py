@@ -30,7 +30,9 @@ class CPURMSNorm(FusedRMSNorm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Same shape as x."""
-        return x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self._floor) * self._scale
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        output: torch.Tensor = x / torch.hypot(norm, self._floor) * self._scale
+        return output
 
 
 @torch.inference_mode()

@@ -210,8 +210,8 @@ class ChatService:
         """Let the conversation go on from this assistant turn. Raises `NotFound`, `InvalidRequest`, `Conflict`."""
         _, path = await run_sync(self._sessions.branch, caller.owner, session_id, turn_id)
         if not path:
-            raise InvalidRequest("Give the id of an assistant turn.", param="turn_id")
-        require_continuable(path[-1], "turn_id")
+            raise InvalidRequest("Give the id of an assistant turn.", param="head_turn_id")
+        require_continuable(path[-1], "head_turn_id")
         return await run_sync(self._sessions.select, caller.owner, session_id, turn_id)
 
     async def delete(self, caller: Caller, session_id: str) -> None:

@@ -28,6 +28,7 @@ class SessionTurn:
     system: str | None = None  # becomes the session's system prompt when given; "" takes it away
     parent_id: str | None = None
     resumable: bool = False  # goes on, and can be listened to again, when its listener goes away
+    content_param: str = "messages"  # the field of the client's request that held the content, for errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,11 @@ def check_turn(turn: SessionTurn) -> None:
                 "To answer a turn again, give session_id and the user turn's id as parent_id.", param="parent_id"
             )
     elif not turn.content.strip():
-        raise InvalidRequest("The message is empty; write something.", param="content")
+        raise InvalidRequest("The message is empty; write something.", param=turn.content_param)
     if turn.session_id is None and turn.parent_id:
         raise InvalidRequest("A new session has no turn to stand under; leave parent_id out.", param="parent_id")
     stop = "".join(turn.params.stop)
-    for param, text in (("content", turn.content), ("system", turn.system), ("stop", stop)):
+    for param, text in ((turn.content_param, turn.content), ("system", turn.system), ("stop", stop)):
         require_unicode(text or "", param)
 
 

@@ -40,6 +40,7 @@ class ChatFrame(_TurnFrame):
             system=self.system,
             parent_id=self.parent_id,
             resumable=True,
+            content_param="message",
         )
 
 
