@@ -134,7 +134,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(open_site: OpenSite
         ({"messages": [], "session_id": "a"}, "messages"),
         ({"messages": said("x") * 2, "session_id": "a"}, "messages"),
         ({"messages": [{"role": "assistant", "content": "x"}], "session_id": "a"}, "messages"),
-        ({"messages": said("  "), "session_id": "new"}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"messages": [{"role": "system", "content": "x"}], "system": "y"}, "system"),
         ({"messages": said("x"), "temperatur": 1}, "temperatur"),
@@ -149,6 +148,11 @@ async def test_a_request_that_cannot_be_meant_is_422_and_names_the_field(
     assert set(error) == {"code", "message", "param", "request_id"}
     assert error["param"] == param
     assert param in error["message"]
+
+
+async def test_a_blank_message_in_a_session_names_the_field_that_was_sent(client: httpx2.AsyncClient) -> None:
+    response = await client.post(CHAT, json={"messages": said("  "), "session_id": "new"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages")
 
 
 async def test_an_unknown_session_is_404(client: httpx2.AsyncClient) -> None:
