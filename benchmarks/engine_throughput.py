@@ -16,11 +16,10 @@ import statistics
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mini_claude.runtime.engine_process import ENGINE_ENVIRONMENT
-from mini_claude.utils.config import Settings
+from torch_engine_setup import embedded_model
 
 NUM_TOKENS = 100
 CONTESTANTS = ("engine 1", "generate 1", "engine 16", "generate 16", "continuous batching 16")
@@ -32,18 +31,10 @@ def prompt_texts(num_prompts: int) -> list[str]:
 
 def measure_engine(folder: Path, concurrency: int) -> float:
     """Seconds for the second of two runs."""
-    from mini_claude.engine.torch_engine import TorchEngine
-    from mini_claude.models.causal_lm import CausalLM
-    from mini_claude.models.weights import load_weights
-    from mini_claude.types import GenerationRequest, LoadOptions, Message, SamplingParams
-    from mini_claude.utils.model_utils import trim_heap
+    from mini_claude.types import GenerationRequest, Message, SamplingParams
+    from torch_engine_setup import load_engine
 
-    options = LoadOptions()
-    chat_model = CausalLM.from_folder("benchmark", folder)
-    with ThreadPoolExecutor(1) as loader:  # as engine_server.py does: torch must not be used by a second living thread
-        weights = loader.submit(load_weights, folder, options).result()
-    engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
-    trim_heap()
+    chat_model, engine = load_engine(folder)
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, ignore_eos=True)
 
     async def reply(request_id: str, text: str) -> None:
@@ -150,17 +141,18 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Settings().models_dir / "smollm2-135m")
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contestant", choices=CONTESTANTS)
     arguments = parser.parse_args()
     if arguments.contestant:
         print(json.dumps(measure(arguments.contestant, arguments.folder)))
         return
+    folder = arguments.folder or embedded_model()
     results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for number in range(arguments.rounds):
         for name in CONTESTANTS:
-            results[name].append(measure_apart(name, arguments.folder))
+            results[name].append(measure_apart(name, folder))
             print(f"round {number + 1}: {name:<24} {results[name][-1]['tokens_per_second']:7.1f} tokens/s", flush=True)
     report(results)
 

@@ -10,14 +10,11 @@ import argparse
 import asyncio
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mini_claude.engine.torch_engine import TorchEngine
-from mini_claude.models.causal_lm import CausalLM
-from mini_claude.models.weights import load_weights
-from mini_claude.types import GenerationRequest, LoadOptions, Message, SamplingParams
-from mini_claude.utils.config import Settings
+from mini_claude.types import GenerationRequest, Message, SamplingParams
+from torch_engine_setup import embedded_model, load_engine
 
 
 async def first_token(engine: TorchEngine, request: GenerationRequest) -> tuple[float, str, int]:
@@ -32,11 +29,7 @@ async def first_token(engine: TorchEngine, request: GenerationRequest) -> tuple[
 
 
 async def run(folder: Path, num_prompt_tokens: int, num_rounds: int) -> None:
-    options = LoadOptions()
-    chat_model = CausalLM.from_folder("benchmark", folder)
-    with ThreadPoolExecutor(1) as loader:  # as engine_server.py does: torch must not be used by a second living thread
-        weights = loader.submit(load_weights, folder, options).result()
-    engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
+    chat_model, engine = load_engine(folder)
     params = SamplingParams(
         max_tokens=32, temperature=0.0, stop_token_ids=tuple(chat_model.stop_token_ids), stop=chat_model.stop_strings
     )
@@ -61,11 +54,11 @@ async def run(folder: Path, num_prompt_tokens: int, num_rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Settings().models_dir / "smollm2-135m")
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--prompt-tokens", type=int, default=1500)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    asyncio.run(run(arguments.folder, arguments.prompt_tokens, arguments.rounds))
+    asyncio.run(run(arguments.folder or embedded_model(), arguments.prompt_tokens, arguments.rounds))
 
 
 if __name__ == "__main__":
