@@ -1,8 +1,9 @@
 """One end of a ZeroMQ DEALER that knows when the other process has died.
 
 ZeroMQ reconnects in silence, which is wrong here: every peer is one process with one address, and when it goes its
-callers must hear of it at once. So reconnecting is off and the socket's monitor reports the end of the connection,
-which the kernel signals even after kill -9.
+callers must hear of it at once. So the socket's monitor reports the end of the connection, which the kernel signals
+even after kill -9, and the socket is closed long before it would reconnect. (Switching reconnecting off instead would
+throw away what the peer wrote before it went and we have not read yet.)
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 FRAMES_PER_TURN = 16
+NEVER = 3_600_000  # ms
 
 
 class Connection:
@@ -36,7 +38,7 @@ class Connection:
         self._socket.setsockopt(zmq.LINGER, 200)  # ms: a last Abort or Goodbye still leaves
         self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the queues above, never by dropping
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
         self._monitor = self._socket.get_monitor_socket(GONE)
         self._socket.connect(address)
         self.closed = False
