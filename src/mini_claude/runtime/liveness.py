@@ -13,23 +13,34 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process for all time. `started` is its creation time in Unix seconds."""
+    """A process for all time. `started` is when it began, by a clock that nobody sets (see `_started`)."""
 
     pid: int
     started: float
 
     @classmethod
+    def of(cls, pid: int) -> "ProcessIdentity":
+        """The process that has this pid now. Raises `psutil.NoSuchProcess`."""
+        return cls(pid, _started(psutil.Process(pid)))
+
+    @classmethod
     def own(cls) -> "ProcessIdentity":
         """This process."""
-        return cls(os.getpid(), psutil.Process().create_time())
+        return cls.of(os.getpid())
 
     def alive(self) -> bool:
         """True while exactly that process runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            return process.create_time() == self.started and process.status() != psutil.STATUS_ZOMBIE
+            return _started(process) == self.started and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds from boot to the process's start on Linux, where the time of day is computed from them and changes
+    whenever somebody sets the clock; elsewhere the stored time of day."""
+    return round(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0.0), 2)
 
 
 def terminate_with_multiprocessing_parent() -> None:

@@ -71,6 +71,7 @@ class Metrics:
             self._running,
             self._waiting,
             self._kv_tokens,
+            self._preemptions,
             self._gpu_memory,
             self._models,
         ):

@@ -23,8 +23,11 @@ def runtime_dir(data_dir: Path) -> Path:
     if len(os.fsencode(folder)) + LONGEST_SOCKET_NAME > MAX_SOCKET_PATH:
         digest = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"mini-claude-{os.getuid()}-{digest}"
+        if len(os.fsencode(folder)) + LONGEST_SOCKET_NAME > MAX_SOCKET_PATH:  # macOS has a long one for each user
+            folder = Path("/tmp") / folder.name  # noqa: S108
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StorageError(
             f"The data directory {data_dir} cannot be used: {error.strerror}. "

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from rich.console import Console
@@ -62,7 +63,7 @@ class TerminalChat:
                 self._command(command, argument.strip())
             else:
                 self._say(line)
-        except (MiniClaudeError, OSError) as error:
+        except (MiniClaudeError, OSError, ValueError, RuntimeError) as error:  # the last two: odd bytes, odd paths
             self._console.print(f"{error}", style="red", markup=False)
 
     def _command(self, command: str, argument: str) -> None:
@@ -73,7 +74,7 @@ class TerminalChat:
                 for info in self._client.call("GET", "/api/v1/models")["models"]:
                     self._console.print(f"{info['name']:<24} {info['state']}", markup=False)
             case "/model" if argument:
-                self._client.call("GET", f"/api/v1/models/{argument}")  # names a model that does not exist at once
+                self._client.call("GET", f"/api/v1/models/{quote(argument, safe='')}")  # names one that does not exist
                 self._model = argument
             case "/system" if argument:
                 self._system = argument
@@ -98,11 +99,13 @@ class TerminalChat:
                     if data["dropped_turn_ids"]:
                         self._console.print("(the oldest turns no longer fit and are left out)", style="dim")
                 elif event == "delta":
-                    self._console.print(data["text"], end="", markup=False, highlight=False, soft_wrap=True)
+                    text: str = data["text"]
+                    self._console.print(text, end="", markup=False, emoji=False, highlight=False, soft_wrap=True)
                 elif event == "error":
                     raise MiniClaudeError(data["error"]["message"])
-                elif event == "end" and data["finish_reason"] == "length":
-                    self._console.print(" (cut at max_tokens)", end="", style="dim")
+                elif event == "end" and data["finish_reason"] != "stop":
+                    reason = "cut at max_tokens" if data["finish_reason"] == "length" else "stopped by the server"
+                    self._console.print(f" ({reason})", end="", style="dim")
         except KeyboardInterrupt:  # closing the stream has aborted the reply; what came is saved
             self._console.print(" (stopped)", end="", style="dim")
         finally:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from mini_claude.data.database import Database
 from mini_claude.data.keys import KeyRepository
@@ -42,11 +43,11 @@ def create(name: Annotated[str, typer.Argument(help="Whose key it is, for your o
 @app.command("list")
 def list_keys() -> None:
     """Show all keys (never the keys themselves)."""
-    table = Table("id", "name", "begins with", "created", "revoked", box=None, pad_edge=False)
+    table = Table(Column("id", min_width=32), "name", "begins with", "created", "revoked", box=None, pad_edge=False)
     with open_keys(Settings()) as keys:
         for key in asyncio.run(keys.list()):
             revoked = _date(key.revoked_at) if key.revoked_at else ""
-            table.add_row(key.id, key.name, key.prefix, _date(key.created_at), revoked)
+            table.add_row(key.id, Text(key.name), key.prefix, _date(key.created_at), revoked)
     console.print(table)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mini_claude.data.database import Database
 from mini_claude.data.models import ModelRepository
@@ -44,11 +45,12 @@ def list_models() -> None:
     if client.is_up():
         for info in client.call("GET", "/api/v1/models")["models"]:
             memory = f"{info['memory_bytes'] / 1e6:.0f} MB" if info["memory_bytes"] else ""
-            table.add_row(info["name"], info["state"], memory, str(info["context_length"] or ""), info["description"])
+            context = str(info["context_length"] or "")
+            table.add_row(info["name"], info["state"], memory, context, Text(info["description"]))
     else:
         with open_catalog(settings) as catalog:
             for spec in asyncio.run(catalog.list()):
-                table.add_row(spec.name, "available", "", "", spec.description)
+                table.add_row(spec.name, "available", "", "", Text(spec.description))
     console.print(table)
 
 
@@ -128,7 +130,7 @@ def _source(source: str, settings: Settings) -> ModelSource:
     """What the argument means: an existing path first, else a hub id."""
     path = Path(source).expanduser()
     checks: list[tuple[bool, Callable[[], ModelSource]]] = [
-        (path.is_dir(), lambda: ModelSource("folder", str(path.resolve()))),
+        (source != "" and path.is_dir(), lambda: ModelSource("folder", str(path.resolve()))),
         (path.is_file() and path.suffix == ".gguf", lambda: ModelSource("gguf", str(path.resolve()))),
     ]
     for applies, make in checks:

@@ -1,6 +1,7 @@
 """The server as terminal commands see it: over HTTP, started for the occasion where none runs."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -19,11 +20,17 @@ class ServerClient:
     """JSON calls to one server. Raises `MiniClaudeError` with the server's own sentence for every error answer."""
 
     def __init__(self, settings: Settings) -> None:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104
-        self.url = f"http://{host}:{settings.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
         key = settings.api_key
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=httpx.Timeout(30.0, read=None))
+        self.http = httpx.Client(
+            base_url=self.url,
+            headers=headers,
+            timeout=httpx.Timeout(30.0, read=None),
+            limits=httpx.Limits(max_keepalive_connections=0),  # a command makes few calls, and nobody closes it
+            trust_env=False,  # no proxy stands between this machine and itself
+        )
 
     def is_up(self) -> bool:
         """Whether a Mini-Claude answers there."""
@@ -58,13 +65,17 @@ class ServerClient:
 
 
 @contextlib.contextmanager
-def running_server(settings: Settings) -> Iterator[ServerClient]:
-    """A client of the server at settings.host:port; where none runs, one is started and ended with the block."""
+def running_server(settings: Settings, *, preload: bool = True) -> Iterator[ServerClient]:
+    """A client of the server at settings.host:port; where none runs, one is started and ended with the block.
+
+    `preload` False is for commands that need no model.
+    """
     client = ServerClient(settings)
     if client.is_up():
         yield client
         return
-    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.logs_dir.mkdir(exist_ok=True)
     log = settings.logs_dir / "serve.err"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -72,6 +83,7 @@ def running_server(settings: Settings) -> Iterator[ServerClient]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
+            env=os.environ if preload else os.environ | {"MINI_CLAUDE_PRELOAD": "false"},
             start_new_session=True,  # Ctrl-C stops the reply, not the server
         )
     try:

@@ -37,7 +37,8 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 def _claim_log_file(directory: Path, process: str) -> Path:
     """`process-N.log` with the first N that no living process holds: rotation works on one writer only."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations will be stored there too
+    directory.mkdir(exist_ok=True)
     number = 0
     while True:
         slot = (directory / f".{process}-{number}.lock").open("w")
@@ -49,6 +50,11 @@ def _claim_log_file(directory: Path, process: str) -> Path:
             continue
         _held_slots.append(slot)
         return directory / f"{process}-{number}.log"
+
+
+def _without_url(record: logging.LogRecord) -> bool:
+    """False for uvicorn's lines with the URL of a WebSocket, which may hold anything; ours have its route."""
+    return '"WebSocket ' not in str(record.msg)
 
 
 def configure_logging(settings: Settings, process: str) -> None:
@@ -93,7 +99,9 @@ def configure_logging(settings: Settings, process: str) -> None:
     root.addHandler(file)
     root.setLevel(settings.log_level.upper())
     for name in QUIET_LOGGERS:
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     for name in ("uvicorn", "uvicorn.error"):  # through our handlers, not their own
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+        logging.getLogger(name).setLevel(max(logging.INFO, root.level))  # at DEBUG it writes headers and frames
+    logging.getLogger("uvicorn.error").addFilter(_without_url)
