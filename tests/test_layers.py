@@ -18,15 +18,19 @@ MAY_IMPORT = {
     "utils": BOTTOM,
     "models": BOTTOM | {"utils"},
     "engine": BOTTOM | {"utils", "models"},
-    "runtime": BOTTOM | {"utils", "models", "engine"},
-    "data": BOTTOM | {"utils", "records"},
-    "services": BOTTOM | {"utils", "models", "runtime", "data", "records"},
-    "web": BOTTOM | {"utils", "services", "runtime", "records"},
-    "terminal": BOTTOM | {"utils", "services", "data", "models"},
+    "training": BOTTOM | {"utils", "models"},
+    "runtime": BOTTOM | {"utils", "models", "engine", "training", "data", "records"},
+    "data": BOTTOM | {"utils", "records", "training"},
+    "services": BOTTOM | {"utils", "models", "runtime", "data", "records", "training"},
+    "web": BOTTOM | {"utils", "services", "runtime", "records", "training"},
+    "terminal": BOTTOM | {"utils", "services", "data", "models", "training"},
     "cli": BOTTOM | {"utils", "terminal"},
 }
 ONLY_IN = {"fastapi": {"web"}, "starlette": {"web"}, "sqlalchemy": {"data"}, "alembic": {"data"}, "zmq": {"runtime"}}
-TORCH_FREE = ("engine/scheduler.py", "engine/kv_cache.py", "engine/sequence.py", "engine/engine.py")
+TORCH_FREE = (
+    *("engine/scheduler.py", "engine/kv_cache.py", "engine/sequence.py", "engine/engine.py"),
+    *("engine/adapter_weights.py", "engine/loaded_adapters.py", "models/adapter_files.py"),
+)
 HEAVY = {"torch", "transformers"}
 
 

@@ -3,9 +3,12 @@
     MiniClaudeError
     ├── InvalidRequest             the client must change what it sends
     │   ├── ContextLengthExceeded
-    │   └── UnsupportedRole
+    │   ├── UnsupportedRole
+    │   ├── IdempotencyKeyReused
+    │   └── UnsupportedExport
     ├── NotFound                   model, session, turn, reply
     ├── Conflict                   the thing is not in a state that allows this
+    │   └── TrainerOutdated
     ├── Unauthorized / Forbidden
     ├── PayloadTooLarge
     ├── Unavailable                try again: full, loading, shutting down, engine gone
@@ -76,6 +79,18 @@ class UnsupportedRole(InvalidRequest):
     default_code = "unsupported_role"
 
 
+class IdempotencyKeyReused(InvalidRequest):
+    """The key of an earlier request came with another body."""
+
+    default_code = "idempotency_key_reused"
+
+
+class UnsupportedExport(InvalidRequest):
+    """A file format that does not have what this model or adapter needs; the message names another one."""
+
+    default_code = "unsupported_export"
+
+
 class NotFound(MiniClaudeError):
     """The named thing does not exist, or not for this caller."""
 
@@ -86,6 +101,12 @@ class Conflict(MiniClaudeError):
     """The named thing exists but its state forbids the operation."""
 
     default_code = "conflict"
+
+
+class TrainerOutdated(Conflict):
+    """A trainer process no longer holds its job: it must end and touch nothing."""
+
+    default_code = "trainer_outdated"
 
 
 class Unauthorized(MiniClaudeError):

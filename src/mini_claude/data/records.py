@@ -1,13 +1,16 @@
 """What the repositories hand out: immutable copies of rows, free of SQLAlchemy. All times are Unix time."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from mini_claude.errors import ErrorInfo
+from mini_claude.training.arguments import JobSpec
+from mini_claude.training.examples import Container, DatasetFormat, RowProblem
 from mini_claude.types import Usage
 
 TurnStatus = Literal["running", "done", "failed"]
 TurnRole = Literal["user", "assistant"]
+JobState = Literal["pending", "running", "completed", "failed", "cancelled", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +84,75 @@ class ReplyEnding:
     def becomes_head(self) -> bool:
         """Whether the conversation goes on from this reply: an empty one that was cut off is left aside."""
         return bool(self.content) or self.finish_reason in ("stop", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A training job. An interrupted one lost its trainer and waits, like a pending one, for the next.
+
+    `attempts` counts trainers started since the last checkpoint. `progress` is what the last progress event said.
+    `pid` and `pid_started` identify the trainer that runs it; None while it is being started.
+    """
+
+    id: str
+    owner: str
+    state: JobState
+    spec: JobSpec
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    attempts: int
+    token: str | None
+    pid: int | None
+    pid_started: float | None
+    cancel_requested: bool
+    progress: dict[str, Any]
+    error: tuple[str, ErrorInfo] | None
+    adapter: str | None  # "model:name@version" once it is completed
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job; `number` counts from 1 without gaps."""
+
+    number: int
+    type: str
+    data: dict[str, Any]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterVersion:
+    """A version of an adapter, model:name@version. `facts` holds base revision, data hash, arguments and metrics."""
+
+    model: str
+    name: str
+    version: int
+    owner: str
+    folder: str  # name of its folder among the adapters
+    job_id: str | None
+    facts: dict[str, Any]
+    certificate: dict[str, Any] | None
+    created_at: float
+
+    @property
+    def reference(self) -> str:
+        """What clients call it."""
+        return f"{self.model}:{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Training data under a name. `num_broken` of all `num_rows` rows are no examples; `problems` has the first."""
+
+    name: str
+    owner: str
+    sha256: str  # of the file's content
+    file_name: str  # what the client called the file; only shown
+    container: Container
+    format: DatasetFormat
+    num_bytes: int
+    num_rows: int
+    num_broken: int
+    problems: tuple[RowProblem, ...]
+    created_at: float

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, Double, ForeignKey, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Double, ForeignKey, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ID = String(32)  # uuid4, hexadecimal
@@ -79,3 +79,76 @@ class TurnRow(Base):
     delta_ends: Mapped[list[int]] = mapped_column(JSON)
     dropped_turn_ids: Mapped[list[str]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
+class DatasetRow(Base):
+    """An uploaded dataset under its name; the file lies under its content's hash. Several names may share a file."""
+
+    __tablename__ = "datasets"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    owner: Mapped[str] = mapped_column(ID, index=True)
+    sha256: Mapped[str] = mapped_column(String(64), index=True)
+    file_name: Mapped[str] = mapped_column(NAME)
+    container: Mapped[str] = mapped_column(String(16))
+    format: Mapped[str] = mapped_column(String(32))
+    num_bytes: Mapped[int] = mapped_column(BigInteger)
+    num_rows: Mapped[int]
+    num_broken: Mapped[int]
+    problems: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double)
+
+
+class JobRow(Base):
+    """A training job. `token` is the right to run it: whoever starts a trainer makes a new one, which outdates
+    every trainer that was started before. `pid` and `pid_started` identify the trainer that holds it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_key"),)
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner: Mapped[str] = mapped_column(ID, index=True)
+    state: Mapped[str] = mapped_column(String(16), index=True)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    dataset_sha256: Mapped[str] = mapped_column(String(64), index=True)
+    idempotency_key: Mapped[str | None] = mapped_column(String(128))
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Double)
+    started_at: Mapped[float | None] = mapped_column(Double)
+    ended_at: Mapped[float | None] = mapped_column(Double)
+    attempts: Mapped[int]
+    token: Mapped[str | None] = mapped_column(ID)
+    pid: Mapped[int | None]
+    pid_started: Mapped[float | None] = mapped_column(Double)
+    cancel_requested: Mapped[bool]
+    progress: Mapped[dict[str, Any]] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    adapter: Mapped[str | None] = mapped_column(NAME)
+
+
+class JobEventRow(Base):
+    """What happened to a job, numbered from 1 without gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", name="fk_job_events_job"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double)
+
+
+class AdapterRow(Base):
+    """A version of an adapter: model:name@version. `job_id` is None for an imported one."""
+
+    __tablename__ = "adapters"
+
+    model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(ID)
+    folder: Mapped[str] = mapped_column(ID, unique=True)
+    job_id: Mapped[str | None] = mapped_column(ID, unique=True)
+    facts: Mapped[dict[str, Any]] = mapped_column(JSON)
+    certificate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    created_at: Mapped[float] = mapped_column(Double)

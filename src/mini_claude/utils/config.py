@@ -17,9 +17,14 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from mini_claude.errors import InvalidRequest
 from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization
 
 CONFIG_FILE_VARIABLE = "MINI_CLAUDE_CONFIG"
+NO_KEY_SENTENCE = (  # what `serve` says before it starts, and a server that was started without it to strangers
+    "No API key exists, so only this machine is served: create one with `mini-claude keys create NAME`, "
+    "or set allow_unauthenticated_network (`mini-claude serve --allow-unauthenticated-network`)."
+)
 ListOfNames = Annotated[tuple[str, ...], NoDecode]  # "a,b" in the environment, a list in TOML
 
 
@@ -89,6 +94,11 @@ class Settings(BaseSettings):
     max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
     num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
 
+    # training
+    max_dataset_bytes: int = Field(200_000_000, ge=1024, description="Largest file of training data.")
+    dataset_quota_bytes: int = Field(2_000_000_000, ge=1024, description="All datasets together.")
+    max_running_jobs: int = Field(1, ge=1, le=64, description="Training jobs that run at once; more wait.")
+
     # logs
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["auto", "console", "json"] = Field(
@@ -102,6 +112,11 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("data_dir")
+    @classmethod
+    def _expand_home(cls, value: Path) -> Path:
+        return value.expanduser()  # no shell does it for a line of the TOML file
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -111,10 +126,19 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments win over the environment, the environment over the TOML file, the file over defaults."""
+        """Arguments win over the environment, the environment over the TOML file, the file over defaults.
+
+        Raises `InvalidRequest` for a file that cannot be read.
+        """
         del dotenv_settings, file_secret_settings
-        file = os.environ.get(CONFIG_FILE_VARIABLE)
-        toml = TomlConfigSettingsSource(settings_cls, Path(file) if file else Path("mini-claude.toml"))
+        named = os.environ.get(CONFIG_FILE_VARIABLE)
+        file = Path(named or "mini-claude.toml")
+        if named and not file.is_file():
+            raise InvalidRequest(f"{CONFIG_FILE_VARIABLE} names the settings file {named}, which does not exist.")
+        try:
+            toml = TomlConfigSettingsSource(settings_cls, file)
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"The settings file {file} cannot be read: {error}.") from error
         return init_settings, env_settings, toml
 
     @property
@@ -128,6 +152,21 @@ class Settings(BaseSettings):
     def models_dir(self) -> Path:
         """One folder for each materialised model."""
         return self.data_dir / "models"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """One folder for each dataset, named by its content's hash."""
+        return self.data_dir / "datasets"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """One folder for each training job: checkpoints, metrics, output."""
+        return self.data_dir / "jobs"
+
+    @property
+    def adapters_dir(self) -> Path:
+        """One folder for each version of an adapter, named by its row."""
+        return self.data_dir / "adapters"
 
     @property
     def logs_dir(self) -> Path:

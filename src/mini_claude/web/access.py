@@ -27,6 +27,7 @@ from mini_claude.web.error_handlers import error_response, known_error
 from mini_claude.web.origins import PREFLIGHT_HEADERS, cors_headers, origin_allowed
 from mini_claude.web.request_body import read_body
 from mini_claude.web.streaming import shutting_down
+from mini_claude.web.upload import is_upload
 
 log = get_logger(__name__)
 
@@ -94,7 +95,8 @@ class AccessMiddleware:
                 "Pages of this origin may not call this server: add it to allowed_origins.", code="origin_not_allowed"
             )
         if scope["type"] == "http":
-            receive = await read_body(scope, receive, settings.max_body_bytes)
+            if not is_upload(scope):
+                receive = await read_body(scope, receive, settings.max_body_bytes)
             if _is_preflight(connection, settings):
                 await Response(status_code=204, headers=PREFLIGHT_HEADERS)(scope, receive, answer)
                 return

@@ -12,13 +12,10 @@ from starlette.requests import HTTPConnection
 from mini_claude.errors import Forbidden, Unauthorized
 from mini_claude.services.identity import LOCAL, Caller
 from mini_claude.services.services import Services
+from mini_claude.utils.config import NO_KEY_SENTENCE
 from mini_claude.web.origins import host_allowed, is_local_client
 
 KEY_PREFIX: Final = "mc-"
-NO_KEY_SENTENCE: Final = (
-    "No API key exists, so only this machine is served: create one with `mini-claude keys create NAME`, "
-    "or set allow_unauthenticated_network."
-)
 KEY_SENTENCE: Final = "This server needs an API key: send the header 'Authorization: Bearer mc-...'."
 
 

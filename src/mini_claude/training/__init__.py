@@ -1,0 +1,1 @@
+"""How a model is tuned: data, the training loop, its strategies, checkpoints and what proves the result."""

@@ -1,0 +1,174 @@
+"""A file that is uploaded as multipart/form-data (RFC 7578), handed on while it arrives.
+
+The body of this one address is not read by access.py: its bounds in size and time are here. What a client calls its
+file is a text like any other and never becomes a path.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from anyio.to_thread import run_sync
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+from starlette.types import Scope
+
+from mini_claude.errors import PayloadTooLarge
+from mini_claude.web.error_handlers import HTTPStatusError, WrongShape
+
+UPLOAD_PATH: Final = "/api/v1/datasets"
+FORM_BYTES: Final = 65_536  # what a form may hold besides its file
+IDLE_SECONDS: Final = 30.0
+MIN_BYTES_PER_SECOND: Final = 65_536  # on the whole
+_MAX_FIELD_BYTES: Final = 1024
+_WRITE_BYTES: Final = 1_048_576  # handed to a thread at once
+_SHAPE: Final = "Send multipart/form-data with the file as `file` and, if you like, the dataset's `name`."
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether this request's body is read here."""
+    return bool(scope["method"] == "POST" and scope["path"] == UPLOAD_PATH)
+
+
+def announced_bytes(request: Request, max_bytes: int) -> int:
+    """The length that the request announces, 0 where it says none. Raises `PayloadTooLarge`."""
+    announced = request.headers.get("content-length", "0")
+    plausible = announced.isascii() and announced.isdigit() and len(announced) <= 15
+    if not plausible or int(announced) > max_bytes + FORM_BYTES:
+        raise _too_large(max_bytes)
+    return int(announced)
+
+
+async def receive_upload(request: Request, write: Callable[[bytes], None], max_bytes: int) -> "UploadForm":
+    """Give the form's file to `write`, which may block, as it comes; the form's other fields.
+
+    Raises `WrongShape` for a form that is none, `PayloadTooLarge`, `StorageError`, `HTTPStatusError` 408 for a body
+    that is too slow, `ClientDisconnect`.
+    """
+    form = UploadForm(request.headers.get("content-type", ""))
+    body = aiter(request.stream())
+    now = asyncio.get_running_loop().time
+    started = now()
+    num_bytes = 0
+    try:
+        while True:
+            deadline = started + IDLE_SECONDS + num_bytes / MIN_BYTES_PER_SECOND
+            async with asyncio.timeout_at(min(now() + IDLE_SECONDS, deadline)):
+                chunk = await anext(body, None)
+            if chunk is None:
+                break
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes + FORM_BYTES:
+                raise _too_large(max_bytes)
+            form.feed(chunk)
+            if len(form.content) >= _WRITE_BYTES:
+                await run_sync(write, form.take_content())
+    except TimeoutError as error:
+        raise HTTPStatusError(408, "The file did not arrive in time: send it faster.", "request_timeout") from error
+    form.close()
+    await run_sync(write, form.take_content())
+    return form
+
+
+def _too_large(max_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The file is larger than {max_bytes} bytes (max_dataset_bytes): split it.",
+        param="file",
+    )
+
+
+class UploadForm:
+    """Parses the form piece by piece. `content` holds what has come of the file since it was last taken."""
+
+    def __init__(self, content_type: str) -> None:
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not boundary:
+            raise WrongShape(_SHAPE, code="invalid_form", param="file")
+        self.file_name: str | None = None
+        self.content = bytearray()
+        self._fields: dict[str, bytearray] = {}
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._part = ""
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin_part,
+                    "on_header_field": lambda data, start, end: self._extend(self._header_name, data, start, end),
+                    "on_header_value": lambda data, start, end: self._extend(self._header_value, data, start, end),
+                    "on_header_end": self._end_header,
+                    "on_headers_finished": self._end_headers,
+                    "on_part_data": self._part_data,
+                    "on_end": self._end,
+                },
+            )
+        except FormParserError as error:
+            raise WrongShape(_SHAPE, code="invalid_form", param="file") from error
+
+    @property
+    def name(self) -> str | None:
+        """The dataset's name, where one was sent."""
+        field = self._fields.get("name")
+        return None if not field else field.decode("utf-8", "replace")
+
+    def feed(self, data: bytes) -> None:
+        """Take in the next bytes of the body. Raises `WrongShape`."""
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise WrongShape(f"The form is broken. {_SHAPE}", code="invalid_form", param="file") from error
+
+    def take_content(self) -> bytes:
+        """What has come of the file, once."""
+        content = bytes(self.content)
+        self.content.clear()
+        return content
+
+    def close(self) -> None:
+        """The body is over. Raises `WrongShape` when the form is not, or has no file."""
+        if not self._ended:
+            raise WrongShape("The form ends in the middle: send all of it.", code="invalid_form", param="file")
+        if self.file_name is None:
+            raise WrongShape(f"'file' is required. {_SHAPE}", code="missing_required_parameter", param="file")
+
+    def _begin_part(self) -> None:
+        self._disposition = b""
+
+    @staticmethod
+    def _extend(text: bytearray, data: bytes, start: int, end: int) -> None:
+        text += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _end_headers(self) -> None:
+        _, options = parse_options_header(self._disposition.decode("latin-1"))
+        part = options.get(b"name", b"").decode("utf-8", "replace")
+        if part not in ("file", "name"):
+            raise WrongShape(f"Unknown parameter: '{part[:64]}'. {_SHAPE}", code="unknown_parameter", param=part[:64])
+        if part in self._fields or (part == "file" and self.file_name is not None):
+            raise WrongShape(f"'{part}' was sent twice.", code="invalid_form", param=part)
+        self._part = part
+        if part == "file":
+            self.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        else:
+            self._fields[part] = bytearray()
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part == "file":
+            self.content += data[start:end]
+            return
+        self._fields[self._part] += data[start:end]
+        if len(self._fields[self._part]) > _MAX_FIELD_BYTES:
+            raise WrongShape(f"'{self._part}' is longer than {_MAX_FIELD_BYTES} bytes.", param=self._part)
+
+    def _end(self) -> None:
+        self._ended = True
