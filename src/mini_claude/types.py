@@ -51,12 +51,21 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """LoRA weights for a model: `name` is "model:adapter@version", `folder` holds them in PEFT's format."""
+
+    name: str
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A unit of work for an engine. `prompt_token_ids` is complete: the engine adds nothing to it."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
+    adapter: AdapterRef | None = None  # None: the model as it is
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,23 @@ def test_in_a_mixed_batch_with_late_arrivals_and_chunked_prefill(
     assert [replies[request.request_id] for request in requests] == expected
 
 
+def test_in_a_batch_that_outgrows_its_rows_and_leaves_gaps(
+    architecture: str,
+    build_model: BuildModel,
+    build_core: BuildCore,
+    run_all: RunAll,
+    greedy_request: GreedyRequest,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+) -> None:
+    long_prompt = prompts[0] + prompts[3]  # 57 tokens, and rows of the smallest kind hold 64
+    lengths = (NUM_TOKENS, 2, NUM_TOKENS, 5, NUM_TOKENS, NUM_TOKENS)
+    requests = [greedy_request(str(i), prompts[i], length) for i, length in enumerate(lengths)]
+    replies = run_all(build_core(architecture), [*requests, greedy_request("long", long_prompt, NUM_TOKENS)])
+    assert replies.pop("long") == generated(build_model(architecture), long_prompt)
+    assert list(replies.values()) == [tokens[:length] for tokens, length in zip(expected, lengths, strict=True)]
+
+
 def test_after_prefix_reuse(
     architecture: str,
     build_core: BuildCore,

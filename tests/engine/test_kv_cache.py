@@ -3,6 +3,9 @@
 import pytest
 
 from mini_claude.engine.kv_cache import BLOCK_SIZE, CacheEntry, KVCache
+from mini_claude.types import AdapterRef
+
+ONE, TWO = AdapterRef("m:a@1", "/a/1"), AdapterRef("m:a@2", "/a/2")
 
 
 class Recorder:
@@ -37,9 +40,9 @@ def tokens(num_tokens: int, start: int = 0) -> list[int]:
     return list(range(start, start + num_tokens))
 
 
-def read(cache: KVCache, token_ids: list[int]) -> CacheEntry:
+def read(cache: KVCache, token_ids: list[int], adapter: AdapterRef | None = None) -> CacheEntry:
     """Allocate and pretend that the model has read everything."""
-    entry = cache.allocate(token_ids)
+    entry = cache.allocate(token_ids, adapter)
     assert entry is not None
     entry.num_computed = len(token_ids)
     return entry
@@ -181,3 +184,38 @@ def test_clear_frees_every_idle_entry(cache: KVCache, storage: Recorder) -> None
     cache.clear()
     assert cache.num_idle_tokens == 0
     assert storage.freed == [entry]
+
+
+@pytest.mark.parametrize("other", [None, TWO])
+def test_an_adapter_never_gets_what_another_or_the_base_has_read(
+    cache: KVCache, storage: Recorder, other: AdapterRef | None
+) -> None:
+    read(cache, tokens(40), other)  # goes on running
+    idle = read(cache, tokens(40, 1000), other)
+    cache.release(idle, keep=True)
+    for start in (0, 1000):
+        entry = cache.allocate(tokens(40, start), ONE)
+        assert entry is not None
+        assert entry.num_computed == 0
+        cache.release(entry, keep=False)
+    assert storage.copied == []
+    own = cache.allocate(tokens(40, 1000), other)
+    assert own is idle
+    assert own.num_computed == 39
+
+
+def test_the_same_text_is_kept_once_for_each_adapter(cache: KVCache) -> None:
+    entries = [read(cache, tokens(30), adapter) for adapter in (None, ONE, ONE)]
+    for entry in entries:
+        cache.release(entry, keep=True)
+    assert cache.num_idle_tokens == 2 * 32
+
+
+def test_forgetting_an_adapter_frees_its_idle_prefixes_alone(cache: KVCache, storage: Recorder) -> None:
+    base, one = read(cache, tokens(30)), read(cache, tokens(30), ONE)
+    cache.release(base, keep=True)
+    cache.release(one, keep=True)
+    cache.forget(ONE)
+    cache.forget(TWO)
+    assert storage.freed == [one]
+    assert cache.num_idle_tokens == 32

@@ -14,7 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mini_claude.errors import Forbidden, InvalidRequest, MiniClaudeError, ModelLoadError, StorageError
 from mini_claude.models.catalog import BUILTIN
-from mini_claude.models.materialize import is_materialized, materialize
+from mini_claude.models.materialize import is_materialized, materialize, source_gguf
 from mini_claude.types import ModelSource, ModelSpec
 
 HUB_SPEC = ModelSpec("tiny", "causal_lm", (ModelSource("hub", "owner/tiny"),))
@@ -219,3 +219,18 @@ def test_the_embedded_model_is_float32_safetensors_with_a_template(smollm2_folde
     assert "quantization_config" not in config
     assert config["dtype"] == "float32"
     assert "<|im_start|>" in (smollm2_folder / "chat_template.jinja").read_text()
+
+
+def test_the_gguf_that_a_folder_was_made_from_is_found_while_it_is_there(tmp_path: Path, gguf_file: Path) -> None:
+    def made_from(kind: str, location: str) -> Path:
+        (tmp_path / "made_from.json").write_text(json.dumps({"kind": kind, "location": location}))
+        return tmp_path
+
+    assert source_gguf(tmp_path) is None
+    assert source_gguf(made_from("gguf", str(gguf_file))) == gguf_file
+    packaged = source_gguf(made_from("package", BUILTIN[0].sources[0].location))
+    assert packaged is not None
+    assert packaged.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert source_gguf(made_from("package", "no-such-distribution/x.gguf")) is None
+    assert source_gguf(made_from("hub", "owner/tiny")) is None
+    assert source_gguf(made_from("gguf", str(tmp_path / "gone.gguf"))) is None

@@ -2,39 +2,114 @@
 
 A step's tokens, of many sequences, go through the model as one row: [1, tokens]. All layers but attention treat
 tokens one by one, so the mixture does not matter to them. Here, in attention, the row falls apart again: each
-sequence's keys and values are appended to its buffer and its queries see that buffer alone.
+sequence's keys and values are appended to its row of the cache and its queries see that row alone. Sequences that
+decode and lie in neighbouring rows are read by one call, for calls cost more than the keys of a short text.
 
 `transformers` calls the function registered under `NAME` with what its own implementations get. It makes no masks
 for names that are not in its mask registry, and passes `attention_batch` on from the model's keyword arguments.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from mini_claude.engine.kv_storage import KVBuffer
+from mini_claude.engine.kv_storage import Row
 
 NAME = "mini_claude"
+_ALL = slice(None)
+_Place = tuple[torch.Tensor, slice, torch.Tensor] | tuple[int, slice, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`num_tokens` consecutive tokens of the row that belong to one sequence, after `num_past` cached ones."""
+    """`num_tokens` consecutive tokens of the step that belong to one sequence, after `num_past` cached ones."""
 
     start: int
     num_tokens: int
     num_past: int
-    buffer: KVBuffer
+    row: Row
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it reads one token. A text's very first token counts as prefill: its row may not be in memory yet."""
+        return self.num_tokens == 1 and self.num_past > 0
 
 
-@dataclass(frozen=True, slots=True)
+class DecodeRun:
+    """Spans that decode, next to each other in the step and, in the same order, in the rows of one arena."""
+
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        self._arena = spans[0].row.arena
+        self._tokens = slice(spans[0].start, spans[0].start + len(spans))
+        self._rows = slice(spans[0].row.index, spans[0].row.index + len(spans))
+        nums_past = [span.num_past for span in spans]
+        self._shortest, self._longest = min(nums_past), max(nums_past)
+        self._positions = torch.tensor(nums_past, device=device)
+        self._place: _Place = (torch.arange(self._rows.start, self._rows.stop, device=device), _ALL, self._positions)
+        if len(spans) == 1:  # one place needs no index tensors, which take longer
+            self._place = (self._rows.start, _ALL, self._longest)
+        self._masks: dict[tuple[int | None, torch.dtype], torch.Tensor] = {}
+        for span in spans:
+            if span.num_past < self._longest:
+                self._arena.clear(span.row.index, span.num_past, self._longest + 1)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Append the run's part of key and value; what its queries see, [1, run, heads, head_dim].
+
+        The query heads that share a kv head are laid out as its query rows: keys are read once and never repeated.
+        """
+        keys, values = self._arena.layer(layer, key[0], value[0])
+        keys[self._place] = key[0, :, self._tokens].transpose(0, 1)
+        values[self._place] = value[0, :, self._tokens].transpose(0, 1)
+        first = 0 if window is None else max(0, self._shortest + 1 - window)  # nobody looks further back
+        queries = query[0, :, self._tokens].view(keys.shape[1], -1, len(self._positions), query.shape[3])
+        output = scaled_dot_product_attention(
+            queries.permute(2, 0, 1, 3),
+            keys[self._rows, :, first : self._longest + 1],
+            values[self._rows, :, first : self._longest + 1],
+            self._mask(first, window, query.dtype),
+            scale=scaling,
+        )
+        return output.reshape(1, len(output), query.shape[1], values.shape[3])
+
+    def _mask(self, first: int, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """[run, 1, 1, keys from `first`], 0 where a query may look and -inf elsewhere; None when all may look at all.
+
+        Not as booleans: the kernel would turn them into this in every layer.
+        """
+        if self._shortest == self._longest:
+            return None
+        key = (window, dtype)
+        if key not in self._masks:
+            past = self._positions[:, None]
+            key_positions = torch.arange(first, self._longest + 1, device=past.device)
+            hidden = key_positions > past
+            if window is not None:
+                hidden |= key_positions <= past - window
+            mask = torch.zeros(hidden.shape, dtype=dtype, device=past.device).masked_fill(hidden, float("-inf"))
+            self._masks[key] = mask[:, None, None]
+        return self._masks[key]
+
+
 class AttentionBatch:
-    """The spans of one step in the order of the row; masks are made once and shared by all layers."""
+    """The spans of one step in the order of its tokens; masks are made once and shared by all layers."""
 
-    spans: tuple[Span, ...]
-    _masks: dict[tuple[int, int, int | None], torch.Tensor] = field(default_factory=dict)
+    def __init__(self, spans: Sequence[Span], device: torch.device) -> None:
+        self.spans = tuple(spans)
+        self.parts = tuple(_parts(spans, device))
+        self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> torch.Tensor:
         """[new, past + new], True where a query may look: not ahead, and not back further than the window."""
@@ -44,6 +119,16 @@ class AttentionBatch:
             mask = torch.ones(span.num_tokens, num_keys, dtype=torch.bool, device=device).tril(span.num_past)
             self._masks[key] = mask if window is None else mask.triu(span.num_past - window + 1)
         return self._masks[key]
+
+
+def _parts(spans: Sequence[Span], device: torch.device) -> Iterator[Span | DecodeRun]:
+    """The spans in their order, those that can be read together as runs."""
+    # Along a run of neighbours, the row's index and the token's place in the step go up together.
+    for is_run, group in groupby(spans, lambda span: span.decodes and (span.row.arena, span.row.index - span.start)):
+        if is_run:
+            yield DecodeRun(tuple(group), device)
+        else:
+            yield from group
 
 
 def register() -> None:
@@ -65,49 +150,31 @@ def attention_forward(
     s_aux: torch.Tensor | None = None,
     **_unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """Append key and value, [1, kv_heads, tokens, head_dim], to the buffers and let the queries attend to them.
+    """Append key and value, [1, kv_heads, tokens, head_dim], to the cache and let the queries attend to it.
 
     query is [1, heads, tokens, head_dim], the result [1, tokens, heads, head_dim]. `softcap` (Gemma 2) squashes the
     scores by tanh; `s_aux` (gpt-oss) are attention sinks, [heads].
     """
     layer: int = module.layer_idx  # type: ignore[assignment]
+    by_hand = softcap is not None or s_aux is not None
     outputs = []
-    for span in attention_batch.spans:
-        end = span.start + span.num_tokens
-        keys, values = span.buffer.append(
-            layer, key[0, :, span.start : end], value[0, :, span.start : end], span.num_past
-        )
-        queries = query[:, :, span.start : end]
-        if softcap is not None or s_aux is not None:
-            mask = attention_batch.mask(span, sliding_window, query.device)
-            output = _attend_by_hand(queries, keys[None], values[None], mask, scaling, softcap, s_aux)
-        elif span.num_tokens == 1:
-            output = _attend_one(queries, keys[None], values[None], scaling, sliding_window)
+    for part in attention_batch.spans if by_hand else attention_batch.parts:
+        if isinstance(part, DecodeRun):
+            outputs.append(part.attend(layer, query, key, value, scaling, sliding_window))
+            continue
+        new = slice(part.start, part.start + part.num_tokens)
+        keys, values = part.row.append(layer, key[0, :, new], value[0, :, new], part.num_past)
+        # The kernel's own causal mask is faster than a tensor, but knows neither past nor window.
+        causal = part.num_past == 0 and (sliding_window is None or part.num_tokens <= sliding_window)
+        mask = None if causal and not by_hand else attention_batch.mask(part, sliding_window, query.device)
+        if mask is not None and by_hand:
+            output = _attend_by_hand(query[:, :, new], keys[None], values[None], mask, scaling, softcap, s_aux)
         else:
-            # The kernel's own causal mask is faster than a tensor, but knows neither past nor window.
-            causal = span.num_past == 0 and (sliding_window is None or span.num_tokens <= sliding_window)
-            chunk_mask = None if causal else attention_batch.mask(span, sliding_window, query.device)
             output = scaled_dot_product_attention(
-                queries, keys[None], values[None], chunk_mask, is_causal=causal, scale=scaling, enable_gqa=True
+                query[:, :, new], keys[None], values[None], mask, is_causal=causal, scale=scaling, enable_gqa=True
             ).transpose(1, 2)
         outputs.append(output)
-    return torch.cat(outputs, dim=1), None
-
-
-def _attend_one(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float | None, window: int | None
-) -> torch.Tensor:
-    """Decode: one query [1, heads, 1, head_dim] sees every key in its window, so there is no mask.
-
-    The query heads that share a kv head are laid out as its query rows: keys are read once and never repeated.
-    """
-    _, num_heads, _, head_dim = query.shape
-    num_kv_heads, num_keys = keys.shape[1:3]
-    if window is not None and num_keys > window:
-        keys, values = keys[:, :, -window:], values[:, :, -window:]
-    rows = query.reshape(1, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    output = scaled_dot_product_attention(rows, keys, values, scale=scaling)
-    return output.reshape(1, 1, num_heads, values.shape[3])
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
 def _attend_by_hand(

@@ -14,6 +14,7 @@ from mini_claude.engine.reply_text import ReplyText
 from mini_claude.errors import Conflict, InternalError, Unavailable
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import (
+    AdapterRef,
     EngineStats,
     FinishReason,
     GenerationDelta,
@@ -80,6 +81,12 @@ class EchoEngine:
         finally:
             self._replies.pop(request.request_id, None)
             self._fill_slots()
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        """See `Engine.load_adapter`. An echo stays the same with any."""
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """See `Engine.remove_adapter`."""
 
     def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""

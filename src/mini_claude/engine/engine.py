@@ -7,7 +7,7 @@ computes (a thread, another library's threads) is its own affair.
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
-from mini_claude.types import EngineStats, GenerationDelta, GenerationRequest
+from mini_claude.types import AdapterRef, EngineStats, GenerationDelta, GenerationRequest
 
 
 class Engine(Protocol):
@@ -26,9 +26,21 @@ class Engine(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """Yield deltas until one has a finish_reason. Closing the iterator aborts within one step.
 
-        Raises the errors of `check`, and `InternalError` when computing this request failed; other requests
-        are not affected by either.
+        Raises the errors of `check` and `load_adapter`, and `InternalError` when computing this request failed;
+        other requests are not affected by any of them.
         """
+        ...
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        """Make an adapter ready, while other requests go on; `generate` does the same for its request's adapter.
+
+        Raises `ModelLoadError` when its folder is unsafe, broken or made for another model, and `Overloaded` when
+        requests use as many other adapters as the engine can hold.
+        """
+        ...
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """Free an adapter and what was cached of its replies, once no request uses it; unknown ones are ignored."""
         ...
 
     def abort(self, request_id: str) -> None:

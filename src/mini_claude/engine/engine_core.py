@@ -11,9 +11,11 @@ from random import Random
 import structlog
 from transformers import PreTrainedModel
 
+from mini_claude.engine.adapter_weights import AdapterWeights
 from mini_claude.engine.admission import max_new_tokens
 from mini_claude.engine.kv_cache import KVCache
 from mini_claude.engine.kv_storage import KVStorage
+from mini_claude.engine.lora import AdapterLayers
 from mini_claude.engine.model_preparation import prepare_model
 from mini_claude.engine.model_runner import ModelRunner
 from mini_claude.engine.reply_text import ReplyText
@@ -23,6 +25,7 @@ from mini_claude.engine.sequence import Sequence
 from mini_claude.errors import InternalError
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import (
+    AdapterRef,
     EngineStats,
     FinishReason,
     GenerationDelta,
@@ -50,12 +53,13 @@ class EngineCore:
     """All sequences of one model. Used from one thread."""
 
     def __init__(self, model: PreTrainedModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
-        prepare_model(model)
+        self.layers = prepare_model(model)
+        self._adapters = AdapterLayers(model)
         storage = KVStorage()
         self._codec = codec
         self._cache = KVCache(options.kv_cache_tokens, storage)
         self._scheduler = Scheduler(self._cache, options.max_num_seqs, options.max_num_batched_tokens)
-        self._runner = ModelRunner(model, storage)
+        self._runner = ModelRunner(model, storage, self._adapters.rows)
         self._sampler = Sampler()
         self._sequences: dict[str, Sequence] = {}
         self.context_length = min(context_length, self._cache.num_tokens)
@@ -66,8 +70,17 @@ class EngineCore:
         """Whether a step would do nothing."""
         return not self._sequences
 
+    def add_adapter(self, adapter: AdapterRef, weights: AdapterWeights) -> None:
+        """Put an adapter in place that `read_adapter` found to fit `layers`. When this raises, nothing has changed."""
+        self._adapters.add(adapter, weights)
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """Forget an adapter that no sequence uses, and what was cached of its replies."""
+        self._adapters.remove(adapter)
+        self._cache.forget(adapter)
+
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request that `check_request` has passed."""
+        """Queue a request that `check_request` has passed and whose adapter is in place."""
         sequence = Sequence(
             request,
             max_new_tokens(request, self.context_length),

@@ -3,11 +3,14 @@
 The budget is counted in blocks of tokens. An entry belongs to a running sequence, or it is idle: a finished
 sequence's keys and values, kept in case a later prompt begins with the same tokens (the next turn of a chat
 always does). Idle entries give way, least recently used first, whenever a running sequence needs the room.
+The same tokens have other keys and values under another adapter, so an entry serves only its own adapter's sequences.
 """
 
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from mini_claude.types import AdapterRef
 
 BLOCK_SIZE = 16  # tokens
 MAX_IDLE_SHARE = 0.5  # of the budget: memory that only might be useful stays bounded; the newest prefix is kept whole
@@ -20,6 +23,7 @@ class CacheEntry:
     token_ids: list[int]
     num_computed: int = 0
     num_blocks: int = 0
+    adapter: AdapterRef | None = None
 
 
 class CacheStorage(Protocol):
@@ -62,8 +66,8 @@ class KVCache:
         """Tokens of room that can be taken back at any time."""
         return sum(entry.num_blocks for entry in self._idle) * BLOCK_SIZE
 
-    def allocate(self, token_ids: list[int]) -> CacheEntry | None:
-        """Room for all of `token_ids`, with the longest known prefix of them already computed.
+    def allocate(self, token_ids: list[int], adapter: AdapterRef | None = None) -> CacheEntry | None:
+        """Room for all of `token_ids`, with the longest prefix of them that this adapter has read already computed.
 
         The last token is never taken from the cache: reading it gives the logits for the next one. None when
         running sequences hold too much.
@@ -71,13 +75,13 @@ class KVCache:
         num_blocks = _blocks(len(token_ids))
         if num_blocks > self._num_blocks - sum(entry.num_blocks for entry in self._running):
             return None
-        source, num_shared = self._longest_prefix(token_ids)
+        source, num_shared = self._longest_prefix(token_ids, adapter)
         if source in self._idle and self._takes_over(source, num_shared, num_blocks):
             self._idle.remove(source)
             self._storage.truncate(source, num_shared)
             entry, entry.token_ids, entry.num_blocks = source, token_ids, 0
         else:
-            entry = CacheEntry(token_ids)
+            entry = CacheEntry(token_ids, adapter=adapter)
             if source is not None:
                 self._touch(source)
                 self._storage.copy_prefix(source, entry, num_shared)
@@ -110,6 +114,11 @@ class KVCache:
         while self._idle:
             self._evict(self._idle[0])
 
+    def forget(self, adapter: AdapterRef) -> None:
+        """Forget the idle prefixes of an adapter that is gone: its name may come back with other weights."""
+        for entry in [idle for idle in self._idle if idle.adapter == adapter]:
+            self._evict(entry)
+
     def _reserve(self, entry: CacheEntry, num_blocks: int) -> bool:
         wanted = num_blocks - entry.num_blocks
         num_running = sum(other.num_blocks for other in self._running)
@@ -120,10 +129,12 @@ class KVCache:
         entry.num_blocks += max(wanted, 0)
         return True
 
-    def _longest_prefix(self, token_ids: list[int]) -> tuple[CacheEntry | None, int]:
-        """The entry that shares most leading tokens, and how many; not worth it below one block."""
+    def _longest_prefix(self, token_ids: list[int], adapter: AdapterRef | None) -> tuple[CacheEntry | None, int]:
+        """The adapter's entry that shares most leading tokens, and how many; not worth it below one block."""
         best, num_best = None, BLOCK_SIZE - 1
         for entry in (*self._running, *reversed(self._idle)):
+            if entry.adapter != adapter:
+                continue
             limit = min(entry.num_computed, len(token_ids) - 1)
             if limit > num_best and entry.token_ids[:num_best] == token_ids[:num_best]:
                 num_shared = _common_prefix(entry.token_ids, token_ids, limit)
@@ -164,6 +175,7 @@ def _common_prefix(a: AbstractSequence[int], b: AbstractSequence[int], limit: in
 
 
 def _covers(longer: CacheEntry, shorter: CacheEntry) -> bool:
-    """Whether every computed token of `shorter` is in `longer` as well."""
+    """Whether every computed token of `shorter` is in `longer` as well, as computed by the same adapter."""
     size = shorter.num_computed
-    return longer.num_computed >= size and longer.token_ids[:size] == shorter.token_ids[:size]
+    same = longer.adapter == shorter.adapter and longer.num_computed >= size
+    return same and longer.token_ids[:size] == shorter.token_ids[:size]

@@ -10,8 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from mini_claude.engine import attention
+from mini_claude.engine.adapter_weights import LayerShape
 from mini_claude.engine.attention import Span
-from mini_claude.engine.kv_storage import KVBuffer
+from mini_claude.engine.kv_cache import CacheEntry
+from mini_claude.engine.kv_storage import KVStorage
+from mini_claude.engine.lora import adaptable_layers
 from mini_claude.engine.model_runner import forward
 from mini_claude.engine.norm_fusion import fuse_norms
 from mini_claude.engine.projection_fusion import fuse_projections
@@ -23,13 +26,17 @@ _COARSE_TOLERANCE = 0.15  # in 16 bits or quantised
 
 
 @torch.inference_mode()
-def prepare_model(model: PreTrainedModel) -> None:
-    """Redirect attention and fuse layers, in place. Raises `ModelLoadError` when the results do not agree."""
+def prepare_model(model: PreTrainedModel) -> dict[str, LayerShape]:
+    """Redirect attention and fuse layers, in place. Raises `ModelLoadError` when the results do not agree.
+
+    Returns the layers that adapters may change, by name.
+    """
     model.eval()
     name = type(model).__name__
     is_exact = all(parameter.dtype == torch.float32 for parameter in model.parameters())
     limit = min(model.config.get_text_config().vocab_size, 1000)
     prompts = torch.randint(limit, (2, _NUM_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    del prompts[1][-2:]  # so that the two decode together at different lengths
     try:
         model.set_attn_implementation("eager")
         expected = torch.stack([_reference(model, prompt) for prompt in prompts])
@@ -37,7 +44,8 @@ def prepare_model(model: PreTrainedModel) -> None:
         model.set_attn_implementation(attention.NAME)
         fuse_norms(model)
         fuse_projections(model, lambda: _mixed(model, prompts))
-        actual = _mixed(model, prompts)
+        with adaptable_layers(model) as layers:
+            actual = _mixed(model, prompts)
     except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ModelLoadError(f"{name} cannot run on this engine: {error}") from error
     tolerance = _TOLERANCE if is_exact else _COARSE_TOLERANCE
@@ -47,6 +55,7 @@ def prepare_model(model: PreTrainedModel) -> None:
             f"{name} cannot run on this engine: its logits differ by {difference:.1%} from the model's own. It may "
             "keep state outside of attention or use attention scores of its own."
         )
+    return layers
 
 
 def _reference(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
@@ -57,20 +66,21 @@ def _reference(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
 
 def _mixed(model: PreTrainedModel, prompts: list[list[int]]) -> torch.Tensor:
     """Last logits of both prompts, [2, vocabulary]: long chunks, then chunks with a past, then a decode each."""
-    buffers = [KVBuffer() for _ in prompts]
+    storage = KVStorage()
+    rows = [storage.reserve(CacheEntry(prompt)) for prompt in prompts]
     logits = torch.empty(0)
     read = [0, 0]
-    for sizes in ((5, _NUM_TOKENS - 4), (_NUM_TOKENS - 6, 3), (1, 1)):
+    for sizes in ((5, _NUM_TOKENS - 6), (_NUM_TOKENS - 6, 3), (1, 1)):
         token_ids: list[int] = []
         positions: list[int] = []
         spans: list[Span] = []
         for index, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
-            spans.append(Span(len(token_ids), size, read[index], buffers[index]))
+            spans.append(Span(len(token_ids), size, read[index], rows[index]))
             token_ids += prompt[read[index] : read[index] + size]
             positions += range(read[index], read[index] + size)
             read[index] += size
-        rows = [span.start + span.num_tokens - 1 for span in spans]
-        logits = forward(model, token_ids, positions, tuple(spans), rows)
-    if not all(buffer.capacity for buffer in buffers):
+        last_tokens = [span.start + span.num_tokens - 1 for span in spans]
+        logits = forward(model, token_ids, positions, spans, last_tokens)
+    if not rows[0].arena.layers:
         raise ValueError("its attention does not go through the library's attention interface")
     return logits

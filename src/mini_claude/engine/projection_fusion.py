@@ -94,6 +94,9 @@ class FusedSibling(nn.Module):
     def __init__(self, fused: FusedLinear, index: int, layer: nn.Linear) -> None:
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
+        # For DoRA, since the fused weight cannot be read back: [out_features] each.
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.weight_norms: torch.Tensor = torch.linalg.vector_norm(layer.weight.detach(), dim=1, dtype=torch.float32)
         self._fused = fused
         self._index = index
 

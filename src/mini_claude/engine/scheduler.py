@@ -88,7 +88,7 @@ class Scheduler:
         """Start the oldest waiting sequence if there is a seat and room for all that it has to read."""
         if not self.waiting or len(self.running) >= self._max_num_seqs:
             return None
-        entry = self._cache.allocate(self.waiting[0].token_ids)
+        entry = self._cache.allocate(self.waiting[0].token_ids, self.waiting[0].request.adapter)
         if entry is None:
             return None
         sequence = self.waiting.popleft()

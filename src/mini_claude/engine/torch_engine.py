@@ -1,7 +1,8 @@
 """The torch engine as asyncio sees it: requests in, streams of deltas out, the model in a thread of its own.
 
 The thread sleeps while there is nothing to do. It takes new requests and aborts from an inbox between two steps,
-and hands the outputs of a step to the event loop in one call.
+and hands the outputs of a step to the event loop in one call. Adapters are read from their files in threads that know
+no torch; only putting what was read in place is left to the engine's thread, between two steps.
 
 All of torch's parallel work happens in that thread, preparation of the model included: OpenMP keeps a pool of
 workers for each thread that ever used it, and two pools on the same cores cost a third of the speed.
@@ -11,17 +12,21 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import structlog
 import torch
 from transformers import PreTrainedModel
 
+from mini_claude.engine.adapter_weights import AdapterWeights, read_adapter
 from mini_claude.engine.admission import check_queue, check_request
 from mini_claude.engine.engine_core import EngineCore, RequestFailure, StepOutput
-from mini_claude.errors import Conflict, Unavailable
+from mini_claude.engine.loaded_adapters import LoadedAdapters
+from mini_claude.errors import Conflict, ModelLoadError, Unavailable
 from mini_claude.models.base_model import TextCodec
-from mini_claude.types import EngineStats, GenerationDelta, GenerationRequest, LoadOptions
+from mini_claude.types import AdapterRef, EngineStats, GenerationDelta, GenerationRequest, LoadOptions
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +45,21 @@ class _Abort:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _AddAdapter:
+    adapter: AdapterRef
+    weights: AdapterWeights
+    added: "Future[None]"
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoveAdapter:
+    adapter: AdapterRef
+
+
+_Message = _Stream | _Abort | _AddAdapter | _RemoveAdapter
+
+
 class TorchEngine:
     """Any Hugging Face causal LM that `prepare_model` accepts. See `Engine` for the contract of its methods."""
 
@@ -48,8 +68,10 @@ class TorchEngine:
         self._options = options
         self._vocab_size = codec.vocab_size
         self._request_ids: set[str] = set()  # the event loop's side
+        self._aborted: set[str] = set()  # of them
+        self._adapters = LoadedAdapters(self._load_adapter, lambda adapter: self._send(_RemoveAdapter(adapter)))
         self._streams: dict[str, _Stream] = {}  # the thread's side
-        self._inbox: list[_Stream | _Abort] = []
+        self._inbox: list[_Message] = []
         self._wake = threading.Condition()
         self._closed = False
         prepared: Future[EngineCore] = Future()
@@ -57,7 +79,9 @@ class TorchEngine:
             target=self._run, args=(prepared, model, codec, context_length), name="torch-engine", daemon=True
         )
         self._thread.start()
-        self._context_length = prepared.result().context_length
+        core = prepared.result()
+        self._context_length = core.context_length
+        self._layers = core.layers
 
     @property
     def context_length(self) -> int:
@@ -78,22 +102,39 @@ class TorchEngine:
         self.check(request)
         stream = _Stream(request, asyncio.get_running_loop(), asyncio.Queue())
         self._request_ids.add(request.request_id)
-        self._send(stream)
-        ended = False
         try:
-            while not ended:
-                output = await stream.queue.get()
-                ended = isinstance(output, RequestFailure) or output.finish_reason is not None
-                if isinstance(output, RequestFailure):
-                    raise output.error
-                yield output
+            async with nullcontext() if request.adapter is None else self._adapters.use(request.adapter):
+                self._send(stream)
+                if request.request_id in self._aborted:  # while its adapter was loaded
+                    self.abort(request.request_id)
+                ended = False
+                try:
+                    while not ended:
+                        output = await stream.queue.get()
+                        ended = isinstance(output, RequestFailure) or output.finish_reason is not None
+                        if isinstance(output, RequestFailure):
+                            raise output.error
+                        yield output
+                finally:
+                    if not ended:
+                        self.abort(request.request_id)
         finally:
             self._request_ids.remove(request.request_id)
-            if not ended:
-                self.abort(request.request_id)
+            self._aborted.discard(request.request_id)
+
+    async def load_adapter(self, adapter: AdapterRef) -> None:
+        """See `Engine.load_adapter`."""
+        async with self._adapters.use(adapter):
+            pass
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """See `Engine.remove_adapter`."""
+        self._adapters.remove(adapter)
 
     def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
+        if request_id in self._request_ids:
+            self._aborted.add(request_id)
         self._send(_Abort(request_id))
 
     def stats(self) -> EngineStats:
@@ -109,8 +150,17 @@ class TorchEngine:
             self._wake.notify()
         await asyncio.to_thread(self._thread.join)
 
-    def _send(self, message: _Stream | _Abort) -> None:
+    async def _load_adapter(self, adapter: AdapterRef) -> None:
+        weights = await asyncio.to_thread(read_adapter, Path(adapter.folder), self._layers)
+        added: Future[None] = Future()
+        self._send(_AddAdapter(adapter, weights, added))
+        await asyncio.wrap_future(added)
+
+    def _send(self, message: _Message) -> None:
+        """Raises `Unavailable` for what the thread will not see any more and somebody waits for."""
         with self._wake:
+            if self._closed and isinstance(message, _Stream | _AddAdapter):
+                raise Unavailable("The model is being unloaded.")
             self._inbox.append(message)
             self._wake.notify()
 
@@ -143,14 +193,19 @@ class TorchEngine:
                 self._stats = core.stats()
             self._deliver(outputs)
 
-    def _take_in(self, core: EngineCore, messages: list[_Stream | _Abort]) -> list[StepOutput]:
+    def _take_in(self, core: EngineCore, messages: list[_Message]) -> list[StepOutput]:
         outputs: list[StepOutput] = []
         for message in messages:
-            if isinstance(message, _Abort):
-                outputs += core.abort(message.request_id)
-            else:
-                self._streams[message.request.request_id] = message
-                core.add(message.request)
+            match message:
+                case _Stream(request=request):
+                    self._streams[request.request_id] = message
+                    core.add(request)
+                case _Abort(request_id=request_id):
+                    outputs += core.abort(request_id)
+                case _AddAdapter():
+                    _add_adapter(core, message)
+                case _RemoveAdapter(adapter=adapter):
+                    core.remove_adapter(adapter)
         return outputs
 
     def _deliver(self, outputs: list[StepOutput]) -> None:
@@ -164,6 +219,18 @@ class TorchEngine:
         for loop, pairs in loops.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_put, pairs)
+
+
+def _add_adapter(core: EngineCore, message: _AddAdapter) -> None:
+    if not message.added.set_running_or_notify_cancel():  # nobody waits for it any more
+        return
+    try:
+        core.add_adapter(message.adapter, message.weights)
+        message.added.set_result(None)
+    except Exception as error:  # too little memory, say: those who wait for this adapter fail alone
+        log.exception("adapter_failed", adapter=message.adapter.name)
+        failure = ModelLoadError(f"The adapter {message.adapter.name!r} cannot be put in place: {error}")
+        message.added.set_exception(failure)
 
 
 def _put(pairs: list[tuple[_Stream, StepOutput]]) -> None:

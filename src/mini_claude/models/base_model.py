@@ -79,3 +79,10 @@ class ChatModel(ABC):
         Raises `UnsupportedRole` for a role that this model does not have, `InvalidRequest` for a conversation
         that its template refuses.
         """
+
+    @abstractmethod
+    def render_text(self, text: str) -> RenderedPrompt:
+        """Token ids of a text without turns, for training: as in pre-training it ends with EOS, where there is one.
+
+        The mask is on every token but a BOS.
+        """

@@ -50,9 +50,12 @@ class CausalLM(ChatModel):
             source = source.get("default")
         self._stop_strings = () if source else FALLBACK_STOP_STRINGS
         variables = dict(tokenizer.special_tokens_map)
+        probe = tokenizer("x")["input_ids"]
+        begins_with_bos = tokenizer.bos_token_id is not None and probe[0] == tokenizer.bos_token_id
+        self._bos = [tokenizer.bos_token_id] if begins_with_bos else []
+        self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         if not source:
-            probe = tokenizer("x")["input_ids"]
-            variables["begins_with_bos"] = tokenizer.bos_token_id is not None and probe[0] == tokenizer.bos_token_id
+            variables["begins_with_bos"] = begins_with_bos
         template = ChatTemplate(source or FALLBACK_TEMPLATE, variables)
         self._provenance = Provenance(template, self._codec.control_tokens, self._codec.special_tokens)
         stop = {*eos_token_ids, tokenizer.eos_token_id, self._end_of_turn()}
@@ -113,6 +116,12 @@ class CausalLM(ChatModel):
                 tokens.control(control, run.answer or ends_turn)
                 answered = answered and run.answer and not ends_turn
         return tokens.finish()
+
+    def render_text(self, text: str) -> RenderedPrompt:
+        """The text between BOS, if the tokenizer puts one before a text, and EOS."""
+        token_ids = self._codec.encode_after("control" if self._bos else "nothing", text)
+        mask = [False] * len(self._bos) + [True] * (len(token_ids) + len(self._eos))
+        return RenderedPrompt((*self._bos, *token_ids, *self._eos), tuple(mask))
 
     def _cut(self, scaffold: str) -> list[tuple[int | None, str]]:
         """Cut the template's text at its control tokens: (id, name) for these and (None, text) for the rest."""

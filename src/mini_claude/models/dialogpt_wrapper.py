@@ -67,3 +67,8 @@ class DialoGPT(ChatModel):
             token_ids += turn
             mask += [message.role == "assistant"] * len(turn)
         return RenderedPrompt(tuple(token_ids), tuple(mask))
+
+    def render_text(self, text: str) -> RenderedPrompt:
+        """The text and EOS."""
+        token_ids = (*self._codec.encode(text), self._eos)
+        return RenderedPrompt(token_ids, (True,) * len(token_ids))

@@ -78,3 +78,8 @@ class EchoModel(ChatModel):
             token_ids.append(ROLE_MARKERS["assistant"])
             mask.append(False)
         return RenderedPrompt(tuple(token_ids), tuple(mask))
+
+    def render_text(self, text: str) -> RenderedPrompt:
+        """The bytes of the text and an end of turn."""
+        token_ids = (*self._codec.encode(text), END_OF_TURN)
+        return RenderedPrompt(token_ids, (True,) * len(token_ids))

@@ -68,6 +68,16 @@ def is_materialized(spec: ModelSpec, models_dir: Path) -> bool:
     )
 
 
+def source_gguf(folder: Path) -> Path | None:
+    """The GGUF file that a materialised folder was made from, if it was and the file is still there."""
+    try:
+        source = ModelSource(**json.loads((folder / _MADE_FROM).read_bytes()))
+        path = _packaged_file(source.location) if source.kind == "package" else Path(source.location)
+    except (OSError, ValueError, TypeError, ModelLoadError):
+        return None
+    return path if source.kind in ("package", "gguf") and path.is_file() else None
+
+
 def _ready_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
     """The folder if it was made from one of this spec's sources; a name can be registered anew for another model."""
     folder = model_folder(models_dir, spec.name)

@@ -38,10 +38,7 @@ def check_model_folder(folder: Path) -> dict[str, TensorInfo]:
     """
     if not folder.is_dir():
         raise ModelLoadError(f"{folder} is not a folder; register the folder that holds the model's config.json.")
-    for path in _files(folder):
-        _check_file(path)
-    for path in folder.rglob("*.json"):
-        _check_json(path, load_json(path))
+    check_files(folder)
     config = folder / "config.json"
     if not config.is_file():
         hint = "register the .gguf file itself" if any(folder.glob("*.gguf")) else "restore it"
@@ -49,6 +46,14 @@ def check_model_folder(folder: Path) -> dict[str, TensorInfo]:
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelLoadError(f"{folder} has no tokenizer; add tokenizer.json from where the model came from.")
     return _check_weights(folder)
+
+
+def check_files(folder: Path) -> None:
+    """Raise `UnsafeModelFile` or `ModelLoadError` for the first file that no folder of weights may hold."""
+    for path in _files(folder):
+        _check_file(path)
+    for path in folder.rglob("*.json"):
+        _check_json(path, load_json(path))
 
 
 def load_json(path: Path) -> Any:
@@ -85,7 +90,8 @@ def _files(folder: Path) -> Iterator[Path]:
 def _check_file(path: Path) -> None:
     suffixes = {suffix.lower() for suffix in path.suffixes}
     with path.open("rb") as file:
-        packed = file.read(4).startswith(_ARCHIVE_MAGIC)
+        # A safetensors file begins with its header's length, which may be any number; its header is checked below.
+        packed = path.suffix != ".safetensors" and file.read(4).startswith(_ARCHIVE_MAGIC)
     if refused := sorted(suffixes & _REFUSED_SUFFIXES) or packed:
         kind = "/".join(refused) if isinstance(refused, list) else "a pickle or an archive"
         raise UnsafeModelFile(

@@ -10,8 +10,9 @@ import time
 import msgspec
 
 from mini_claude.errors import MiniClaudeError, ModelLoadError, from_info
+from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import rss_bytes
-from mini_claude.runtime.messages import EngineFailed, EngineHeartbeat, EngineLaunch, EngineReady
+from mini_claude.runtime.messages import EngineFailed, EngineHeartbeat, EngineReady
 from mini_claude.types import EngineStats, GpuMemory, LoadOptions, ModelInfo, ModelSpec
 from mini_claude.utils.logging import get_logger
 

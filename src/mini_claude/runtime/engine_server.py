@@ -18,6 +18,7 @@ import zmq.asyncio
 
 from mini_claude.errors import InternalError, InvalidRequest, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime.context_window import fit
+from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.runtime.loaded_model import LoadedModel, open_model
 from mini_claude.runtime.messages import (
@@ -29,7 +30,6 @@ from mini_claude.runtime.messages import (
     EngineFailed,
     EngineHeartbeat,
     EngineInbound,
-    EngineLaunch,
     EngineOutbound,
     EngineReady,
     EngineReport,
@@ -138,6 +138,8 @@ class EngineServer:
     async def _reply(self, reply: ReplyLog, message: StartChat | StartCompletion) -> None:
         try:
             request, dropped = await asyncio.to_thread(self._prepare, message)
+            if request.adapter is not None:
+                await self._engine.load_adapter(request.adapter)  # here, so that its errors come before `Accepted`
             if not reply.listeners and not reply.resumable:
                 return  # the client left while its prompt was tokenised
             self._engine.check(request)
@@ -167,7 +169,7 @@ class EngineServer:
             token_ids = tuple(model.codec.encode(message.prompt))
         else:
             token_ids = message.prompt
-        return GenerationRequest(message.request_id, token_ids, params), dropped
+        return GenerationRequest(message.request_id, token_ids, params, message.adapter), dropped
 
     def _attach(self, worker: bytes, request_id: str, after: int) -> None:
         reply = self._replies.get(request_id)

@@ -5,12 +5,13 @@ and, for tokens, straight to the engine process that the supervisor named. Nothi
 values only, and a frame that does not decode into one of these types is dropped and logged.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 
 from mini_claude.errors import ErrorInfo
 from mini_claude.types import (
+    AdapterRef,
     EngineStats,
     GenerationDelta,
     GpuMemory,
@@ -37,6 +38,7 @@ class StartChat(Struct, frozen=True):
     params: SamplingParams
     drop_oldest: bool = False
     resumable: bool = False  # keep the reply's events for `Attach`, also while nobody listens
+    adapter: AdapterRef | None = None  # answers in place of the model as it is; loaded when it is not yet
 
 
 class StartCompletion(Struct, frozen=True):
@@ -45,6 +47,7 @@ class StartCompletion(Struct, frozen=True):
     request_id: str
     prompt: str | tuple[int, ...]
     params: SamplingParams
+    adapter: AdapterRef | None = None
 
 
 class Attach(Struct, frozen=True):
@@ -254,19 +257,6 @@ class CallFailed(Struct, frozen=True):
 
 
 SupervisorOutbound = Done | EngineAddress | RuntimeStatus | MetricsText | CallFailed
-
-
-# --- supervisor -> engine process, once, as a line of JSON on its standard input --------------------------------
-
-
-class EngineLaunch(Struct, frozen=True):
-    """All that an engine process is told. `settings` is `Settings.model_dump(mode="json")` without secrets."""
-
-    spec: ModelSpec
-    options: LoadOptions
-    address: str
-    supervisor_address: str
-    settings: dict[str, Any]
 
 
 # --- facts -----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from dataclasses import replace
 from mini_claude.errors import MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime.circuit_breaker import CircuitBreaker
 from mini_claude.runtime.engine_process import EngineProcess
-from mini_claude.runtime.messages import EngineLaunch
+from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.types import LoadOptions, ModelInfo, ModelSpec, ModelState
 from mini_claude.utils.logging import get_logger
 
