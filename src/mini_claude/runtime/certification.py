@@ -1,0 +1,148 @@
+"""The parity certificate of an adapter: measures every form in which the tuned model runs, and says whether they agree.
+
+    python -m mini_claude.runtime.certification     request as a line of JSON in, certificate as JSON out
+
+It loads the base model several times, one after another, so it is work for a process of its own.
+"""
+
+import asyncio
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from mini_claude.engine.torch_engine import TorchEngine
+from mini_claude.errors import MiniClaudeError, ModelLoadError
+from mini_claude.models.materialize import source_gguf
+from mini_claude.models.model_factory import create_chat_model
+from mini_claude.models.weights import load_weights
+from mini_claude.runtime.short_process import Failure
+from mini_claude.training.adapter_folder import (
+    FACTS_FILE,
+    adapter_sha256,
+    check_adapter,
+    environment,
+    read_facts,
+    weights_sha256,
+)
+from mini_claude.training.gguf_parity import GGUFForms
+from mini_claude.training.merge import merge_adapter
+from mini_claude.training.parity import NUM_TOP, Certificate, Form, LogProbs, Readings, Window, certify, windows_of
+from mini_claude.training.transformers_logits import read_merged, read_trainer
+from mini_claude.types import AdapterRef, GenerationRequest, LoadOptions, ModelFamily, ModelSpec, SamplingParams
+
+# Log-probabilities in float32. Measured on smollm2-135m: 0.0001 for the engine as for the merged weights.
+_TOLERANCE: Final = 1e-3
+_FAILED: Final = 3  # exit code of a process that reports an error of ours
+_PARAMS: Final = SamplingParams(max_tokens=1, temperature=0.0, logprobs=NUM_TOP, ignore_eos=True)
+
+
+@dataclass(frozen=True, slots=True)
+class CertificationRequest:
+    """What to measure: a materialised base model, an adapter's folder and token ids that training has not seen."""
+
+    base_folder: str
+    adapter_folder: str
+    sequences: tuple[tuple[int, ...], ...]
+    family: ModelFamily = "causal_lm"
+
+
+def certify_adapter(request: CertificationRequest) -> Certificate:
+    """Compare trainer, engine, merged export and GGUF exports, in float32 on the CPU.
+
+    Raises `UnsafeModelFile` or `ModelLoadError` for folders that cannot be used, code "base_changed" for a base
+    that is not the one that the adapter was made for, and `InvalidRequest` without token ids.
+    """
+    base, adapter = Path(request.base_folder), Path(request.adapter_folder)
+    windows = windows_of(request.sequences)
+    check_adapter(adapter, base)
+    base_sha256 = weights_sha256(base)
+    if (adapter / FACTS_FILE).exists() and read_facts(adapter).base_revision != base_sha256:
+        raise ModelLoadError(
+            f"The weights in {base} are not those that the adapter in {adapter} was made for; train it again.",
+            code="base_changed",
+        )
+    forms = (
+        Form("engine", _TOLERANCE, lambda windows: _read_engine(base, adapter, request.family, windows)),
+        Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, windows)),
+        *GGUFForms(source_gguf(base), base, adapter).forms(),
+    )
+    return certify(
+        Form("trainer", 0.0, lambda windows: read_trainer(base, adapter, windows)),
+        forms,
+        windows,
+        identity={"base_sha256": base_sha256, "adapter_sha256": adapter_sha256(adapter)},
+        environment=environment("gguf", "xllamacpp"),
+    )
+
+
+def _read_merged(base: Path, adapter: Path, windows: Sequence[Window]) -> Readings:
+    with tempfile.TemporaryDirectory(prefix="mini-claude-") as folder:
+        merge_adapter(base, adapter, Path(folder, "merged"))
+        return read_merged(Path(folder, "merged"), windows)
+
+
+def _read_engine(base: Path, adapter: Path, family: ModelFamily, windows: Sequence[Window]) -> Readings:
+    """The serving engine as it serves: requests with the adapter and without it in the same batches."""
+    gc.collect()  # the trainer's form of the model, before there is a second one
+    chat_model = create_chat_model(ModelSpec("base", family, ()), base)
+    options = LoadOptions(device="cpu", dtype="float32")
+    engine = TorchEngine(load_weights(base, options), chat_model.codec, chat_model.context_length, options)
+    return asyncio.run(_ask_engine(engine, chat_model.codec.vocab_size, adapter, windows))
+
+
+async def _ask_engine(engine: TorchEngine, vocab_size: int, adapter: Path, windows: Sequence[Window]) -> Readings:
+    ref = AdapterRef("adapter", str(adapter))
+    tuned: list[LogProbs] = []
+    plain: list[LogProbs] = []
+    try:
+        for window in windows:
+            both = await asyncio.gather(
+                _log_probs(engine, vocab_size, window, ref), _log_probs(engine, vocab_size, window, None)
+            )
+            tuned.append(both[0])
+            plain.append(both[1])
+    finally:
+        await engine.close()
+    return Readings(tuned, plain)
+
+
+async def _log_probs(engine: TorchEngine, vocab_size: int, window: Window, adapter: AdapterRef | None) -> LogProbs:
+    """[positions, vocabulary], NaN where the engine does not tell."""
+    ends = range(window.first + 1, len(window.token_ids) + 1)
+    rows = np.full((len(ends), vocab_size), np.nan, np.float32)
+
+    async def ask(row: int, prompt: tuple[int, ...]) -> None:
+        name = f"{row} {adapter is not None}"
+        async for delta in engine.generate(GenerationRequest(name, prompt, _PARAMS, adapter)):
+            for token in delta.logprobs or ():
+                for candidate in token.top:
+                    rows[row, candidate.token_id] = candidate.logprob
+
+    await asyncio.gather(*(ask(row, window.token_ids[:end]) for row, end in enumerate(ends)))
+    return rows
+
+
+def main() -> None:
+    """Entry point of the process."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print what they like
+        code = 0
+        try:
+            request = msgspec.json.decode(sys.stdin.buffer.readline(), type=CertificationRequest)
+            answer = msgspec.json.encode(certify_adapter(request))
+        except MiniClaudeError as error:
+            code, answer = _FAILED, msgspec.json.encode(Failure(type(error).__name__, error.info()))
+        out.write(answer + b"\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
