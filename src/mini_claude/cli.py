@@ -15,14 +15,17 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mini_claude.errors import Conflict, Forbidden, InvalidRequest, MiniClaudeError, StorageError
-from mini_claude.terminal import keys, models
+from mini_claude.terminal import datasets, keys, models, train
 from mini_claude.terminal.chat import TerminalChat
 from mini_claude.terminal.configuration import print_settings
 from mini_claude.terminal.server import running_server
-from mini_claude.utils.config import Settings
+from mini_claude.utils.config import NO_KEY_SENTENCE, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chat with a small language model of your own.")
 app.add_typer(models.app, name="models")
+app.add_typer(datasets.app, name="datasets")
+app.command()(train.train)
+app.add_typer(train.jobs_app, name="jobs")
 app.add_typer(keys.app, name="keys")
 
 
@@ -44,8 +47,9 @@ def serve(
             os.environ[f"MINI_CLAUDE_{name.upper()}"] = str(value)  # worker processes read their own Settings
     settings = Settings()
     _check_bind(settings)
+    address = f"[{settings.host}]" if ":" in settings.host else settings.host
     Console(stderr=True).print(
-        f"Mini-Claude listens on http://{settings.host}:{settings.port}  (Ctrl-C ends it)", style="bold"
+        f"Mini-Claude listens on http://{address}:{settings.port}  (Ctrl-C ends it)", style="bold", markup=False
     )
     uvicorn.run(
         "mini_claude.web.api:app",
@@ -61,13 +65,18 @@ def serve(
 
 def _check_bind(settings: Settings) -> None:
     """Refuse, before anything is started, what could not work or would be open to strangers."""
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.logs_dir.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"The data directory {settings.data_dir} cannot be used: {error.strerror}. "
+            "Set MINI_CLAUDE_DATA_DIR to a folder that you may write to."
+        ) from error
     if not _is_loopback(settings.host) and not settings.allow_unauthenticated_network:
         with keys.open_keys(settings) as service:
             if not asyncio.run(service.any_exist()):
-                raise Forbidden(
-                    f"{settings.host} can be reached from other machines and no API key exists. Make one with "
-                    "`mini-claude keys create NAME`, or pass --allow-unauthenticated-network."
-                )
+                raise Forbidden(f"{settings.host} can be reached from other machines. {NO_KEY_SENTENCE}")
     if settings.workers > 1 and settings.effective_database_url in {"sqlite://", "sqlite:///:memory:"}:
         raise InvalidRequest(
             "database_url = sqlite:// keeps sessions in the memory of one process, so several workers would each "
@@ -132,7 +141,7 @@ def _problem(location: tuple[int | str, ...], message: str) -> str:
 
 
 def _die(message: str) -> None:
-    Console(stderr=True).print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    Console(stderr=True, emoji=False).print(f"error: {message}", style="red", markup=False, soft_wrap=True)
     sys.exit(1)
 
 

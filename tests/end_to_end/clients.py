@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 from websockets.client import ClientProtocol
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.http11 import Response
 from websockets.sync.client import connect
 from websockets.uri import parse_uri
@@ -24,7 +24,7 @@ SMALL_SEGMENT = 200  # bytes: the server's kernel sizes its send buffer by this 
 
 @dataclass(frozen=True)
 class Told:
-    """What one client was told. `ending` is the finish_reason, the code of the error, or "closed <code>"."""
+    """What one client was told. `ending` is the finish_reason, the code of the error, "closed <code>" or "refused"."""
 
     asked: str
     text: str
@@ -139,7 +139,10 @@ def _follow(frames: Iterator[dict[str, Any]], content: str, started: Callable[[]
 def web_socket(url: str, content: str, started: Callable[[], object] = nothing) -> Told:
     """A new session's reply over a WebSocket."""
     frame = {"type": "chat", "message": content, "max_tokens": len(content) + 10}
-    return _follow(socket_frames(url, frame), content, started)
+    try:
+        return _follow(socket_frames(url, frame), content, started)
+    except InvalidHandshake:
+        return Told(content, "", "refused")
 
 
 def resume(url: str, reply_id: str) -> Told:

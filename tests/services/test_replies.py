@@ -194,6 +194,47 @@ async def test_a_listener_that_never_reads_has_its_reply_aborted(worker: Worker,
     assert 256 < len(events) < 300
 
 
+async def test_what_came_while_the_disk_was_slow_does_not_count_against_the_listener(
+    worker: Worker, engine: FakeEngine
+) -> None:
+    engine.answer = "word " * 600
+    engine.gate.clear()
+    engine.gate_at = 300
+    with worker.services.database.write():  # holds the write lock
+        saying = asyncio.create_task(worker.chat.say(LOCAL, says("talk")))
+        await worker.runtime.start_called.wait()
+        async with asyncio.timeout(10):
+            while not worker.runtime.streams or worker.runtime.streams[0].num_read < 300:
+                await asyncio.sleep(0)
+    reply = await saying
+    await engine.open_gate()
+    async with asyncio.timeout(10):
+        while worker.runtime.streams[0].num_read < 301:  # it goes on before the listener's first turn
+            await asyncio.sleep(0)
+    events = await numbered(reply)
+    assert (len(events), events[-1][2]) == (601, "stop")
+
+
+async def test_a_reply_that_is_being_accepted_when_the_worker_ends_is_not_left_running(
+    worker: Worker, engine: FakeEngine
+) -> None:
+    engine.gate.clear()
+    worker.runtime.start_gate.clear()
+    saying = asyncio.create_task(worker.chat.say(LOCAL, says("talk")))
+    await worker.runtime.start_called.wait()
+    closing = asyncio.create_task(worker.chat.aclose())
+    await asyncio.sleep(0)  # it has begun
+    saying.cancel()
+    worker.runtime.start_gate.set()
+    async with asyncio.timeout(10):
+        await closing
+        while not (sessions := await worker.chat.list(LOCAL, 1)):
+            await asyncio.sleep(0)
+    turns = (await worker.chat.get(LOCAL, sessions[0].id)).turns
+    assert [turn.status for turn in turns] == ["done", "done"]
+    assert turns[1].finish_reason == "abort"
+
+
 async def test_a_resumable_reply_waits_for_its_listener(worker: Worker, engine: FakeEngine) -> None:
     engine.answer = "word " * 600
     reply = await worker.chat.say(LOCAL, says("talk", resumable=True))

@@ -25,7 +25,7 @@ def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         if not isinstance(context.original_route, APIWebSocketRoute):
             path = (context.path or "").replace(":path", "")
             for method in context.methods or ():
-                yield method, path.format(session_id="a", name="a", model="a")
+                yield method, path.format(session_id="a", name="a", model="a", job_id="a")
 
 
 def socket_paths(app: FastAPI) -> set[str]:
@@ -42,7 +42,7 @@ async def statuses(site: Site, client: httpx2.AsyncClient) -> AsyncIterator[tupl
 async def test_the_walk_finds_the_routes(site: Site) -> None:
     paths = {path for _, path in http_routes(site.app)}
     assert {"/v1/models/a", "/api/v1/chat/sessions/a", "/docs", "/openapi.json", *PUBLIC} <= paths
-    assert socket_paths(site.app) == {"/ws/chat"}
+    assert socket_paths(site.app) == {"/ws/chat", "/ws/training/{job_id}"}
 
 
 async def test_with_a_key_every_route_asks_for_it_also_on_this_machine(site: Site) -> None:
@@ -165,7 +165,7 @@ async def test_pages_of_other_origins_are_refused_on_http_and_websockets(
             assert answer.headers["access-control-allow-origin"] == origin
         else:
             assert "access-control-allow-origin" not in answer.headers
-    assert socket_status(site, headers={"origin": origin}) == (101 if status == 200 else 403)
+    assert socket_status(site, "/ws/chat", headers={"origin": origin}) == (101 if status == 200 else 403)
 
 
 async def test_an_allowed_origin_gets_its_preflight_and_no_other_does(open_site: OpenSite) -> None:
@@ -180,23 +180,24 @@ async def test_an_allowed_origin_gets_its_preflight_and_no_other_does(open_site:
     assert other.status_code == 403  # "*" is no wildcard
 
 
-def socket_status(site: Site, *, client: tuple[str, int] = LOCAL, **kwargs: Any) -> int:
+def socket_status(site: Site, path: str, *, client: tuple[str, int] = LOCAL, **kwargs: Any) -> int:
     """101, or the status with which the WebSocket was refused."""
     test_client = TestClient(site.app, client=client)
     try:
-        with test_client.websocket_connect("ws://127.0.0.1:8000/ws/chat", **kwargs) as socket:
+        with test_client.websocket_connect(f"ws://127.0.0.1:8000{path}", **kwargs) as socket:
             socket.close()
     except WebSocketDenialResponse as refused:
         return refused.status_code
     return 101
 
 
-async def test_websockets_follow_the_same_rules(site: Site) -> None:
-    assert socket_status(site) == 101
-    assert socket_status(site, headers={"host": "rebind.example"}) == 403
-    assert socket_status(site, client=ELSEWHERE) == 401
+@pytest.mark.parametrize("path", ["/ws/chat", "/ws/training/a"])
+async def test_websockets_follow_the_same_rules(site: Site, path: str) -> None:
+    assert socket_status(site, path) == 101
+    assert socket_status(site, path, headers={"host": "rebind.example"}) == 403
+    assert socket_status(site, path, client=ELSEWHERE) == 401
     key = await site.key()
-    assert socket_status(site, headers={"authorization": "Bearer mc-" + "x" * 43}) == 401
-    assert socket_status(site, subprotocols=["mini-claude", "mc-" + "x" * 43]) == 401
-    assert socket_status(site, client=ELSEWHERE, headers={"authorization": f"Bearer {key}"}) == 101
-    assert socket_status(site, client=ELSEWHERE, subprotocols=["mini-claude", key]) == 101
+    assert socket_status(site, path, headers={"authorization": "Bearer mc-" + "x" * 43}) == 401
+    assert socket_status(site, path, subprotocols=["mini-claude", "mc-" + "x" * 43]) == 401
+    assert socket_status(site, path, client=ELSEWHERE, headers={"authorization": f"Bearer {key}"}) == 101
+    assert socket_status(site, path, client=ELSEWHERE, subprotocols=["mini-claude", key]) == 101

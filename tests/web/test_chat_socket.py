@@ -12,6 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from mini_claude.runtime.messages import RequestServed
+from mini_claude.web import json_socket
 from mini_claude.web.routes import chat_socket
 
 from .conftest import OpenSite, Site, eventually, served
@@ -276,7 +277,7 @@ async def test_nothing_is_done_before_a_good_key(site: Site, first: str | bytes)
 
 
 async def test_a_client_that_says_nothing_is_sent_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_socket, "AUTH_SECONDS", 0.05)
+    monkeypatch.setattr(json_socket, "AUTH_SECONDS", 0.05)
     await site.key()
     async with served(site) as address, talking(address, ready=False) as talk:
         assert (await talk.error())["code"] == "invalid_api_key"

@@ -2,7 +2,7 @@
 
 It knows which worker processes live, which models are loaded where, and how often what crashed. It does not see
 messages, prompts or tokens: those flow between workers and engines directly. It ends by itself when the last
-worker has gone.
+worker has gone and no training job waits or runs.
 """
 
 import asyncio
@@ -20,6 +20,8 @@ import zmq.asyncio
 
 from mini_claude.errors import InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime import sockets
+from mini_claude.runtime.job_queue import JobQueue
+from mini_claude.runtime.launches import EngineLaunch, SupervisorLaunch
 from mini_claude.runtime.liveness import ProcessIdentity, rss_bytes
 from mini_claude.runtime.messages import (
     AcquireModel,
@@ -30,7 +32,6 @@ from mini_claude.runtime.messages import (
     EngineAddress,
     EngineFailed,
     EngineHeartbeat,
-    EngineLaunch,
     EngineReady,
     Envelope,
     GetMetrics,
@@ -62,8 +63,9 @@ FIRST_HELLO_SECONDS = 30.0
 class Supervisor:
     """Serves calls from workers until the last of them has gone."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, jobs: JobQueue | None = None) -> None:
         self._settings = settings
+        self._jobs = jobs
         self._address = sockets.supervisor_address(settings.data_dir)
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -90,6 +92,8 @@ class Supervisor:
             asyncio.create_task(self._watch_workers()),
         ]
         tasks.append(asyncio.create_task(self._unload_idle()))
+        if self._jobs is not None:
+            tasks.append(asyncio.create_task(self._jobs.run()))
         ended = asyncio.create_task(self._ending.wait())
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -187,11 +191,11 @@ class Supervisor:
         )
 
     async def _watch_workers(self) -> None:
-        """End when no worker has lived for LINGER_SECONDS."""
+        """End when no worker has lived for LINGER_SECONDS, and no job has been open."""
         while time.monotonic() < self._ends_at:
             await asyncio.sleep(WATCH_SECONDS)
             self._workers = {worker for worker in self._workers if worker.alive()}
-            if self._workers:
+            if self._workers or (self._jobs is not None and self._jobs.busy):
                 self._ends_at = time.monotonic() + LINGER_SECONDS
         log.info("supervisor.no_workers_left")
         self.end()
@@ -220,7 +224,8 @@ def hold_lock(settings: Settings) -> IO[str] | None:
 
 async def serve(settings: Settings) -> None:
     """Run a supervisor to its end; tell whoever started us, by one line, that it can be called."""
-    supervisor = Supervisor(settings)
+    jobs = JobQueue.open(settings)
+    supervisor = Supervisor(settings, jobs)
     supervisor.bind()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -233,8 +238,9 @@ async def serve(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Entry point of the process: settings arrive as JSON on standard input."""
-    settings = Settings.model_validate_json(sys.stdin.buffer.read())
+    """Entry point of the process: a `SupervisorLaunch` as JSON on standard input."""
+    launch = msgspec.json.decode(sys.stdin.buffer.read(), type=SupervisorLaunch)
+    settings = Settings.model_validate(launch.settings | {"database_url": launch.database_url})
     lock = hold_lock(settings)
     if lock is None:
         return

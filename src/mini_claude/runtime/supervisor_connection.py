@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+import msgspec
 import zmq.asyncio
 
 from mini_claude.errors import Unavailable, from_info
 from mini_claude.runtime import sockets
 from mini_claude.runtime.connection import Connection
+from mini_claude.runtime.launches import SupervisorLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.runtime.messages import (
     Answer,
@@ -133,7 +135,8 @@ def _spawn(settings: Settings) -> "subprocess.Popen[bytes]":
         )
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(settings.model_dump_json(exclude={"database_url"}).encode())
+    plain = settings.model_dump(mode="json", exclude={"database_url"})
+    process.stdin.write(msgspec.json.encode(SupervisorLaunch(plain, settings.effective_database_url)))
     process.stdin.close()
     process.stdout.readline()  # one line once its lock is held and its socket bound, or end of file
     process.stdout.close()

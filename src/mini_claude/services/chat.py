@@ -18,6 +18,7 @@ from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import EngineDied, InvalidRequest, MiniClaudeError, NotFound
 from mini_claude.runtime.messages import StartChat, StartCompletion
 from mini_claude.runtime.runtime import ReplyStream, Runtime
+from mini_claude.services.adapters import ServedModel
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
 from mini_claude.services.reply_meter import MeteredReply
@@ -32,7 +33,7 @@ from mini_claude.services.session_turn import (
     require_unicode,
     title_of,
 )
-from mini_claude.types import Message, ModelSpec, SamplingParams, Usage
+from mini_claude.types import Message, SamplingParams, Usage
 
 
 class ChatService:
@@ -42,6 +43,7 @@ class ChatService:
         self._runtime = runtime
         self._models = models
         self._sessions = sessions
+        self._opening: set[asyncio.Task[SessionReply]] = set()
         self._running: dict[str, RunningReply] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
 
@@ -54,21 +56,22 @@ class ChatService:
         for message in messages:
             require_unicode(message.content, "messages")
         require_unicode("".join(params.stop), "stop")
-        spec = await self._models.resolve(model)
-        return await self._start(spec, StartChat(uuid.uuid4().hex, tuple(messages), params))
+        served = await self._models.serving(model)
+        request = StartChat(uuid.uuid4().hex, tuple(messages), params, adapter=served.adapter)
+        return await self._start(served, request)
 
     async def complete(self, model: str | None, prompt: str | tuple[int, ...], params: SamplingParams) -> ReplyStream:
         """Continue a text, or token ids, without a template."""
         if isinstance(prompt, str):
             require_unicode(prompt, "prompt")
         require_unicode("".join(params.stop), "stop")
-        spec = await self._models.resolve(model)
-        return await self._start(spec, StartCompletion(uuid.uuid4().hex, prompt, params))
+        served = await self._models.serving(model)
+        return await self._start(served, StartCompletion(uuid.uuid4().hex, prompt, params, served.adapter))
 
-    async def _start(self, spec: ModelSpec, request: StartChat | StartCompletion) -> ReplyStream:
+    async def _start(self, served: ServedModel, request: StartChat | StartCompletion) -> ReplyStream:
         started = time.perf_counter()
-        stream = await self._runtime.start(spec, self._models.options(), request)
-        return MeteredReply(stream, self._runtime, spec.name, started)
+        stream = await self._runtime.start(served.spec, self._models.options(), request)
+        return MeteredReply(stream, self._runtime, served.name, started)
 
     # --- replies in a session ---
 
@@ -79,6 +82,8 @@ class ChatService:
         """
         check_turn(turn)
         opening = asyncio.create_task(self._open(caller, turn))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -87,19 +92,20 @@ class ChatService:
 
     async def _open(self, caller: Caller, turn: SessionTurn) -> SessionReply:
         plan = await self._draft(caller, turn)
-        spec = await self._models.resolve(turn.model or plan.session.model)
+        served = await self._models.serving(turn.model or plan.session.model)
         messages = plan.messages(plan.session.system if turn.system is None else turn.system)
-        request = StartChat(uuid.uuid4().hex, messages, turn.params, drop_oldest=True, resumable=True)
-        stream = await self._start(spec, request)
+        reply_id = uuid.uuid4().hex
+        request = StartChat(reply_id, messages, turn.params, drop_oldest=True, resumable=True, adapter=served.adapter)
+        stream = await self._start(served, request)
         answer = Turn(
-            id=request.request_id,
+            id=reply_id,
             session_id=plan.session.id,
             parent_id=plan.user_turn.id,
             role="assistant",
             content="",
             status="running",
             created_at=time.time(),
-            model=spec.name,
+            model=served.name,
             usage=Usage(stream.accepted.prompt_tokens, 0),
             dropped_turn_ids=tuple(each.id for each in plan.path[: stream.accepted.dropped_messages]),
         )
@@ -172,7 +178,7 @@ class ChatService:
 
     async def _attach(self, turn: Turn) -> RunningReply | None:
         """Listen to a reply that another worker started. None: its engine does not know it, so it has ended."""
-        spec = await self._models.resolve(turn.model)
+        spec = await self._models.resolve((turn.model or "").partition(":")[0] or None)
         try:
             # From the first event on: should the other worker die, this one stores the whole reply.
             stream = await self._runtime.attach(spec, self._models.options(), turn.id, 0)
@@ -228,6 +234,10 @@ class ChatService:
 
     async def aclose(self) -> None:
         """End the replies that this worker records and store them as far as they came."""
+        if self._opening:  # their turns are about to be stored as running
+            _, unopened = await asyncio.wait(self._opening, timeout=SAVE_SECONDS)
+            for opening in unopened:
+                opening.cancel()
         running = list(self._running.values())
         for reply in running:
             reply.abort()

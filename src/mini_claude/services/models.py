@@ -7,6 +7,7 @@ from typing import Any, Final, get_args
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
+from mini_claude.services.adapters import AdapterService, ServedModel
 from mini_claude.services.catalog import Catalog
 from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelSpec, Quantization
 from mini_claude.utils.config import Settings
@@ -17,27 +18,38 @@ _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 class ModelService:
     """The catalog and the running models behind one set of names."""
 
-    def __init__(self, runtime: Runtime, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, runtime: Runtime, catalog: Catalog, adapters: AdapterService, settings: Settings) -> None:
         self._runtime = runtime
         self._catalog = catalog
+        self._adapters = adapters
         self._settings = settings
 
     async def resolve(self, name: str | None) -> ModelSpec:
         """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
         return await self._catalog.resolve(name)
 
+    async def serving(self, name: str | None) -> ServedModel:
+        """What answers under a name, which may be that of an adapter. Raises `NotFound`."""
+        return await self._adapters.resolve(name)
+
     async def list(self) -> Sequence[ModelInfo]:
-        """Built-in models, then added ones by name, then any that still runs though it was removed."""
+        """Built-in models, then added ones by name, then any that still runs though it was removed, then adapters."""
         specs = await self._catalog.list()
         running = {info.name: info for info in (await self._runtime.status()).models}
-        known = [_describe(spec, running.pop(spec.name, None)) for spec in specs]
-        return (*known, *running.values())
+        known = {spec.name: _describe(spec, running.pop(spec.name, None)) for spec in specs}
+        adapters = [
+            _as_adapter(version.reference, known[version.model])
+            for version in await self._adapters.list()
+            if version.model in known
+        ]
+        return (*known.values(), *running.values(), *adapters)
 
     async def get(self, name: str) -> ModelInfo:
-        """One model as `list` shows it. Raises `NotFound`."""
-        spec = await self.resolve(name)
+        """One model or adapter as `list` shows it. Raises `NotFound`."""
+        served = await self.serving(name)
         running = {info.name: info for info in (await self._runtime.status()).models}
-        return _describe(spec, running.get(spec.name))
+        info = _describe(served.spec, running.get(served.spec.name))
+        return info if served.adapter is None else _as_adapter(served.name, info)
 
     async def load(self, name: str | None, overrides: Mapping[str, object] | None = None) -> ModelInfo:
         """Load a model, with its own `dtype`, `device` or `quantization` where `overrides` gives them.
@@ -62,6 +74,13 @@ class ModelService:
 def _describe(spec: ModelSpec, running: ModelInfo | None) -> ModelInfo:
     info = running or ModelInfo(spec.name, "available")
     return replace(info, description=spec.description, license=spec.license)
+
+
+def _as_adapter(reference: str, base: ModelInfo) -> ModelInfo:
+    """An adapter is where its base is: no process and no memory are its own."""
+    return replace(
+        base, name=reference, description=f"LoRA adapter on {base.name}", memory_bytes=None, pid=None, restarts=0
+    )
 
 
 def _checked(overrides: Mapping[str, object]) -> dict[str, Any]:

@@ -8,16 +8,21 @@ from typing import IO
 
 from anyio.to_thread import run_sync
 
+from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.database import Database
+from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
+from mini_claude.services.adapters import AdapterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
+from mini_claude.services.datasets import DatasetService
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
+from mini_claude.services.training import TrainingService
 from mini_claude.utils.config import Settings
 
 
@@ -30,6 +35,9 @@ class Services:
     database: Database
     keys: KeyService
     models: ModelService
+    adapters: AdapterService
+    datasets: DatasetService
+    training: TrainingService
     chat: ChatService
     closing: ExitStack
 
@@ -51,13 +59,19 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         if database.in_memory:
             opened.enter_context(_only_process(settings))
         await run_sync(database.migrate)
-        models = ModelService(runtime, Catalog(ModelRepository(database), settings), settings)
+        catalog = Catalog(ModelRepository(database), settings)
+        adapters = AdapterService(AdapterRepository(database), catalog, settings)
+        models = ModelService(runtime, catalog, adapters, settings)
+        datasets = DatasetRepository(database)
         return Services(
             settings=settings,
             runtime=runtime,
             database=database,
             keys=KeyService(KeyRepository(database)),
             models=models,
+            adapters=adapters,
+            datasets=DatasetService(datasets, models, settings),
+            training=TrainingService(database, datasets, models),
             chat=ChatService(runtime, models, SessionRepository(database)),
             closing=opened.pop_all(),
         )

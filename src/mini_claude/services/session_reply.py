@@ -79,6 +79,7 @@ class RunningReply:
         self._stream = stream
         self._save = save
         self._reader: SessionReply | None = None  # the listener without whom the reply is pointless
+        self._num_before = 0  # events that were there when that listener came
         self.task = asyncio.create_task(self._run())
 
     def listen(self, after: int, *, needed: bool) -> "SessionReply":
@@ -86,6 +87,7 @@ class RunningReply:
         listener = SessionReply(self.turn, self.record, after, running=self, needed=needed)
         if needed:
             self._reader = listener
+            self._num_before = len(self.record.events)
         return listener
 
     def abort(self) -> None:
@@ -124,8 +126,10 @@ class RunningReply:
             if event.delta.finish_reason is not None:
                 return event
             self.record.append(event)
-            if self._reader is not None and len(self.record.events) - self._reader.num_read > MAX_UNREAD_EVENTS:
-                self._stream.abort()
+            if self._reader is not None:
+                num_unread = len(self.record.events) - max(self._reader.num_read, self._num_before)
+                if num_unread > MAX_UNREAD_EVENTS:
+                    self._stream.abort()
         raise EngineDied("The reply broke off; ask again.")
 
     async def _save_failure(self, error: MiniClaudeError) -> None:

@@ -20,7 +20,7 @@ from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.access import AccessMiddleware
 from mini_claude.web.error_handlers import add_error_handlers
-from mini_claude.web.routes import chat, chat_socket, models, openai, system
+from mini_claude.web.routes import chat, chat_socket, datasets, models, openai, system, training, training_socket
 
 log = get_logger(__name__)
 
@@ -92,6 +92,9 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         chat.router,
         chat_socket.router,
         models.router,
+        datasets.router,
+        training.router,
+        training_socket.router,
         openai.router,
     ):
         app.include_router(router)

@@ -22,6 +22,7 @@ from starlette.types import Scope
 from mini_claude.errors import (
     Conflict,
     Forbidden,
+    IdempotencyKeyReused,
     InternalError,
     InvalidRequest,
     MiniClaudeError,
@@ -38,6 +39,7 @@ log = get_logger(__name__)
 
 STATUS: Final[Mapping[type[MiniClaudeError], int]] = {
     InvalidRequest: 400,
+    IdempotencyKeyReused: 422,
     Unauthorized: 401,
     Forbidden: 403,
     NotFound: 404,

@@ -46,9 +46,9 @@ class _Started:
 
 async def _start(body: ChatRequest, services: Services, caller: Caller) -> _Started:
     if body.session_id is None:
-        spec = await services.models.resolve(body.model)
-        stream = await services.chat.reply(spec.name, body.to_messages(), body.sampling_params())
-        return _Started(stream, stream.accepted.request_id, spec.name)
+        served = await services.models.serving(body.model)
+        stream = await services.chat.reply(served.name, body.to_messages(), body.sampling_params())
+        return _Started(stream, stream.accepted.request_id, served.name)
     said = await services.chat.say(caller, body.session_turn())
     return _Started(said, said.reply_id, said.model, said.session_id, said.user_turn_id, said.dropped_turn_ids)
 

@@ -14,8 +14,7 @@ not notice: only `stop` ends it early.
 
 import asyncio
 import contextlib
-import json
-from typing import Any, Final
+from typing import Final
 
 from fastapi import APIRouter, Depends
 from pydantic import ValidationError
@@ -25,16 +24,9 @@ from mini_claude.errors import Conflict, InvalidRequest, MiniClaudeError, Payloa
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.services.session_reply import SessionReply
-from mini_claude.web.deps import (
-    KEY_SENTENCE,
-    ServicesDep,
-    SocketCallerDep,
-    caller_with_key,
-    request_id_of,
-    socket_caller,
-)
-from mini_claude.web.error_handlers import known_error, native_error, shape_error
-from mini_claude.web.request_body import check_depth
+from mini_claude.web.deps import ServicesDep, SocketCallerDep, caller_with_key, socket_caller
+from mini_claude.web.error_handlers import known_error, shape_error
+from mini_claude.web.json_socket import JsonSocket, object_in
 from mini_claude.web.schemas.chat import UsagePublic
 from mini_claude.web.schemas.socket import (
     CLIENT_FRAME,
@@ -50,20 +42,14 @@ from mini_claude.web.streaming import interrupted
 
 router = APIRouter(tags=["chat"], dependencies=[Depends(socket_caller)])
 
-SUBPROTOCOL: Final = "mini-claude"  # a browser that offers its key as a subprotocol offers this one too
-AUTH_SECONDS: Final = 10.0
 MAX_REPLIES: Final = 4  # listened to at once by one connection
-POLICY_VIOLATION: Final = 1008
-MESSAGE_TOO_BIG: Final = 1009
 
 
 @router.websocket("/ws/chat")
 async def chat_socket(websocket: WebSocket, services: ServicesDep, caller: SocketCallerDep) -> None:
     """See the top of this file."""
-    offered: list[str] = websocket.scope.get("subprotocols", [])
-    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
     with contextlib.suppress(WebSocketDisconnect):  # clients come and go
-        connection = ChatConnection(websocket, services)
+        connection = ChatConnection(await JsonSocket.accept(websocket, services), services)
         try:
             await connection.serve(caller)
         finally:
@@ -73,20 +59,18 @@ async def chat_socket(websocket: WebSocket, services: ServicesDep, caller: Socke
 class ChatConnection:
     """One client: reads its frames while any number of its replies are being sent."""
 
-    def __init__(self, websocket: WebSocket, services: Services) -> None:
-        self._websocket = websocket
+    def __init__(self, socket: JsonSocket, services: Services) -> None:
+        self._socket = socket
         self._services = services
-        self._request_id = request_id_of(websocket)
-        self._line = asyncio.Lock()  # frames of several replies take turns
         self._listening: dict[asyncio.Task[None], SessionReply | None] = {}
 
     async def serve(self, caller: Caller | None) -> None:
         """Answer frames until the client goes away (`WebSocketDisconnect`) or may not stay."""
         try:
-            caller = caller or await self._authenticate()
-            await self._send("ready")
+            caller = caller or await self._socket.authenticate()
+            await self._socket.send("ready")
             while True:
-                text = await self._receive()
+                text = await self._socket.receive()
                 try:
                     await self._answer(_parse(text), caller)
                 except (Unauthorized, PayloadTooLarge):
@@ -95,8 +79,7 @@ class ChatConnection:
                     await self._send_error(error)
         except (Unauthorized, PayloadTooLarge) as error:
             await self._send_error(error)
-            code = MESSAGE_TOO_BIG if isinstance(error, PayloadTooLarge) else POLICY_VIOLATION
-            await self._websocket.close(code, error.code)
+            await self._socket.refuse(error)
 
     async def aclose(self) -> None:
         """Stop listening to all replies; they go on without this connection."""
@@ -104,22 +87,12 @@ class ChatConnection:
             task.cancel()
         await asyncio.gather(*self._listening, return_exceptions=True)
 
-    async def _authenticate(self) -> Caller:
-        try:
-            async with asyncio.timeout(AUTH_SECONDS):
-                first = _parse(await self._receive())
-        except (TimeoutError, InvalidRequest) as error:
-            raise Unauthorized(KEY_SENTENCE) from error
-        if not isinstance(first, AuthFrame):
-            raise Unauthorized(KEY_SENTENCE)
-        return await caller_with_key(self._services, first.key)
-
     async def _answer(self, frame: ClientFrame, caller: Caller) -> None:
         match frame:
             case AuthFrame():
                 if await self._services.keys.any_exist():
                     await caller_with_key(self._services, frame.key)
-                await self._send("ready")
+                await self._socket.send("ready")
             case ChatFrame() | RegenerateFrame() | ResumeFrame():
                 if len(self._listening) >= MAX_REPLIES:
                     raise Conflict(
@@ -148,7 +121,7 @@ class ChatConnection:
         try:
             reply = await self._open(frame, caller)
             self._listening[task] = reply
-            await self._send(
+            await self._socket.send(
                 "start",
                 session_id=reply.session_id,
                 user_turn_id=reply.user_turn_id,
@@ -161,7 +134,7 @@ class ChatConnection:
             return  # the reading side sees it too and ends the connection
         except Exception as error:
             with contextlib.suppress(WebSocketDisconnect):
-                known = known_error(error, self._request_id)
+                known = known_error(error, self._socket.request_id)
                 await self._send_error(known, reply.reply_id if reply is not None else None)
         finally:
             if reply is not None:
@@ -177,9 +150,9 @@ class ChatConnection:
         async for event in reply:
             delta = event.delta
             if delta.text and event.number > after:
-                await self._send("delta", reply_id=reply.reply_id, number=event.number, text=delta.text)
+                await self._socket.send("delta", reply_id=reply.reply_id, number=event.number, text=delta.text)
             if delta.finish_reason is not None:
-                await self._send(
+                await self._socket.send(
                     "end",
                     reply_id=reply.reply_id,
                     number=event.number,
@@ -189,37 +162,14 @@ class ChatConnection:
                 return
         raise interrupted()
 
-    async def _receive(self) -> str:
-        """The next text frame, within the bounds of a request body."""
-        message = await self._websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1005))
-        text: str | None = message.get("text")
-        if text is None:
-            return ""  # a binary frame is no JSON object
-        max_bytes = self._services.settings.max_body_bytes
-        if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
-            raise PayloadTooLarge(f"The frame is larger than {max_bytes} bytes: send less at once.")
-        return text
-
-    async def _send(self, kind: str, **fields: Any) -> None:
-        async with self._line:
-            await self._websocket.send_text(json.dumps({"type": kind, **fields}))
-
     async def _send_error(self, error: MiniClaudeError, reply_id: str | None = None) -> None:
-        await self._send("error", reply_id=reply_id, **native_error(error, self._request_id))
+        await self._socket.send_error(error, reply_id=reply_id)
 
 
 def _parse(text: str) -> ClientFrame:
     """The frame in `text`. Raises `InvalidRequest` that names the field."""
-    check_depth(text.encode("utf-8", "surrogatepass"))
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(
-            'A frame must be a JSON object with a "type", sent as text.', code="invalid_json"
-        ) from error
-    if not isinstance(values, dict) or values.get("type") not in FRAME_TYPES:
+    values = object_in(text)
+    if values.get("type") not in FRAME_TYPES:
         raise InvalidRequest(f"'type' must be one of {', '.join(FRAME_TYPES)}.", param="type")
     try:
         return CLIENT_FRAME.validate_python(values)

@@ -23,29 +23,30 @@ Start = Callable[[], Awaitable[ReplyStream]]
 @router.post("/chat/completions", response_model=None)
 async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Answer a conversation."""
-    spec = await services.models.resolve(body.model)
+    served = await services.models.serving(body.model)
     messages = body.to_messages()
 
     def choice(index: int) -> Start:
-        return lambda: services.chat.reply(spec.name, messages, body.sampling_params(index))
+        return lambda: services.chat.reply(served.name, messages, body.sampling_params(index))
 
     starts = [choice(index) for index in range(body.n or 1)]
-    return await _respond(request, services.settings.ping_seconds, body, ChatShape(), spec.name, starts, num_prompts=1)
+    ping_seconds = services.settings.ping_seconds
+    return await _respond(request, ping_seconds, body, ChatShape(), served.name, starts, num_prompts=1)
 
 
 @router.post("/completions", response_model=None)
 async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
     """Continue a text."""
-    spec = await services.models.resolve(body.model)
+    served = await services.models.serving(body.model)
     num_choices = body.n or 1
 
     def choice(index: int) -> Start:
         prompt = body.prompt[index // num_choices]
-        return lambda: services.chat.complete(spec.name, prompt, body.sampling_params(index % num_choices))
+        return lambda: services.chat.complete(served.name, prompt, body.sampling_params(index % num_choices))
 
     starts = [choice(index) for index in range(len(body.prompt) * num_choices)]
     return await _respond(
-        request, services.settings.ping_seconds, body, CompletionShape(), spec.name, starts, len(body.prompt)
+        request, services.settings.ping_seconds, body, CompletionShape(), served.name, starts, len(body.prompt)
     )
 
 

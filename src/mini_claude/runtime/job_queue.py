@@ -1,0 +1,110 @@
+"""Which training jobs run: starts a trainer process for each that waits, and notices those whose trainer is gone.
+
+All it knows is in the database, so that the next supervisor goes on where this one was killed. Trainers are not
+children in the sense of engines: they outlive us, are known by pid and start time, and report to the database.
+"""
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from anyio.to_thread import run_sync
+
+from mini_claude.data.database import Database
+from mini_claude.data.jobs import JobRepository
+from mini_claude.data.records import Job
+from mini_claude.errors import StorageError
+from mini_claude.runtime.launches import TrainerLaunch
+from mini_claude.runtime.liveness import ProcessIdentity
+from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import get_logger
+
+log = get_logger(__name__)
+
+TICK_SECONDS: Final = 0.5
+START_SECONDS: Final = 60.0  # from claiming a job to its trainer's first word
+
+
+class JobQueue:
+    """Watches the jobs of one data directory."""
+
+    def __init__(self, settings: Settings, jobs: JobRepository) -> None:
+        self._settings = settings
+        self._jobs = jobs
+        self._starting: dict[str, asyncio.subprocess.Process] = {}  # by token
+        self._deadlines: dict[str, float] = {}  # by token: when a trainer that said nothing counts as dead
+        self.busy = False  # a job waits or runs: the supervisor has a reason to live
+
+    @classmethod
+    def open(cls, settings: Settings) -> "JobQueue | None":
+        """None where the database is in one worker's memory: jobs need one that outlives processes.
+
+        Raises `StorageError`, and `InvalidRequest` for a database_url that cannot work.
+        """
+        database = Database(settings.effective_database_url)
+        if database.in_memory:
+            database.close()
+            return None
+        database.migrate()
+        return cls(settings, JobRepository(database))
+
+    async def run(self) -> None:
+        """Until cancelled. Trainers that run then go on."""
+        while True:
+            try:
+                await self._tick()
+            except StorageError as error:  # a full disk must not end the supervisor; it is tried again
+                log.warning("jobs.storage", error=error.message)
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _tick(self) -> None:
+        running = await run_sync(self._jobs.running)
+        for job in running:
+            assert job.token is not None
+            if (reason := self._gone(job, job.token)) is not None:
+                log.warning("trainer.gone", job_id=job.id, pid=job.pid, reason=reason)
+                by_itself = job.token in self._starting  # else it died with the supervisor that started it
+                await run_sync(partial(self._jobs.interrupt, job.id, job.token, reason, by_itself=by_itself))
+        self._forget(running)
+        while (claimed := await run_sync(self._jobs.claim, self._settings.max_running_jobs)) is not None:
+            await self._start(claimed)
+        self.busy = await run_sync(self._jobs.any_open)
+
+    def _gone(self, job: Job, token: str) -> str | None:
+        """Why the trainer of a running job is taken for dead, or None."""
+        if job.pid is not None and job.pid_started is not None:
+            alive = ProcessIdentity(job.pid, job.pid_started).alive()
+            return None if alive else "The trainer process ended without a word."
+        process = self._starting.get(token)
+        if process is not None and process.returncode is not None:
+            return f"The trainer process ended with exit code {process.returncode} while it started."
+        now = asyncio.get_running_loop().time()
+        # Also for one that another supervisor started: of that one we have no process to ask.
+        deadline = self._deadlines.setdefault(token, now + START_SECONDS)
+        return None if now < deadline else f"The trainer process did not come up within {START_SECONDS:.0f} s."
+
+    def _forget(self, running: Sequence[Job]) -> None:
+        tokens = {job.token for job in running}
+        for known in (self._deadlines, self._starting):
+            for token in known.keys() - tokens:
+                del known[token]
+
+    async def _start(self, job: Job) -> None:
+        assert job.token is not None
+        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url"})
+        launch = TrainerLaunch(job.id, job.token, settings, self._settings.effective_database_url)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "mini_claude.runtime.trainer_server",
+            stdin=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        process.stdin.close()
+        self._starting[job.token] = process
+        log.info("trainer.started", job_id=job.id, pid=process.pid, attempt=job.attempts)

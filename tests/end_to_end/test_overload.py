@@ -1,0 +1,170 @@
+"""More than the server can take: ten times its capacity, and clients that never read."""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPMessage
+from statistics import median
+
+import psutil
+import pytest
+
+from .clients import (
+    NATIVE,
+    OPENAI,
+    ask,
+    deaf_stream,
+    deaf_web_socket,
+    openai_stream,
+    read_to_end,
+    resume,
+    turns,
+    user,
+    web_socket,
+)
+from .conftest import Server, serving, until
+
+MODEL = "smollm2-135m"
+SEATS, QUEUE = 2, 2
+CAPACITY = SEATS + QUEUE
+LONG = "\x01" * 1000  # as long as a reply can be, and each of its characters takes six in JSON
+NUM_BURSTS = 4
+NUM_DEAF = 16
+NUM_DEAF_SOCKETS = 4
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that can run two replies and let two more wait. It must be as before after each of these tests."""
+    settings = {"engine": "echo", "max_num_seqs": f"{SEATS}", "max_waiting": f"{QUEUE}", "shutdown_seconds": "1"}
+    with serving(tmp_path_factory.mktemp("overload") / "data", **settings) as server:
+        until(lambda: server.pids(f"engine:{MODEL}"), 30, "the engine")
+        yield server
+
+
+def is_idle(server: Server) -> bool:
+    names = ("mini_claude_engine_running_requests", "mini_claude_engine_waiting_requests")
+    return all(server.metric(f'{name}{{model="{MODEL}"}}') == 0 for name in names)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    status: int
+    seconds: float  # until the headers came
+    headers: HTTPMessage
+    body: str
+
+
+def attempt(url: str, path: str, stream: bool) -> Attempt:
+    """One request by http.client, which takes little of the processor that it shares with the server."""
+    connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
+    body = json.dumps({"messages": user(LONG), "max_tokens": 1010, "stream": stream})
+    started = time.perf_counter()
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    seconds = time.perf_counter() - started
+    with closing(connection):
+        return Attempt(response.status, seconds, response.headers, response.read().decode())
+
+
+def test_ten_times_the_capacity_gives_quick_refusals_and_whole_answers(server: Server) -> None:
+    kinds = itertools.cycle([(NATIVE, True), (NATIVE, False), (OPENAI, True), (OPENAI, False)])
+    attempts: list[Attempt] = []
+    with ThreadPoolExecutor(10 * CAPACITY) as pool:
+        for _ in range(NUM_BURSTS):
+            burst = [pool.submit(attempt, server.url, *next(kinds)) for _ in range(10 * CAPACITY)]
+            attempts += [each.result() for each in burst]
+    refused = [each for each in attempts if each.status == 503]
+    admitted = [each for each in attempts if each.status == 200]
+    assert len(refused) + len(admitted) == len(attempts)
+    assert len(admitted) >= CAPACITY
+    assert len(refused) > len(attempts) / 4
+    for each in refused:
+        assert each.headers["content-type"] == "application/json"
+        assert int(each.headers["retry-after"]) >= 1
+        assert '"code":"overloaded"' in each.body
+    assert median(each.seconds for each in refused) < 0.5  # 0.15 s where both cores are busy with this test
+    for each in admitted:
+        assert '"error"' not in each.body
+        assert each.body.count("\\u0001") >= len(LONG)
+        assert '"finish_reason":"stop"' in each.body
+    until(lambda: is_idle(server), 10, "the engine is still busy")
+    assert ask(server.url, "hello").json()["response"] == "hello"
+
+
+def test_a_refused_turn_leaves_nothing_in_its_session(server: Server) -> None:
+    session_id = ask(server.url, "first", session_id="new").json()["session_id"]
+    before = turns(server.url, session_id)
+    with ThreadPoolExecutor(10 * CAPACITY) as pool:
+        asked = [pool.submit(ask, server.url, LONG, session_id=session_id) for _ in range(10 * CAPACITY)]
+        answers = [each.result() for each in asked]
+    admitted = [answer.json() for answer in answers if answer.status_code == 200]
+    assert 0 < len(admitted) < len(answers)
+    assert {answer.json()["error"]["code"] for answer in answers if answer.status_code != 200} == {"overloaded"}
+    added = turns(server.url, session_id)[len(before) :]
+    assert {turn["id"] for turn in added if turn["role"] == "assistant"} == {each["reply_id"] for each in admitted}
+    assert len(added) == 2 * len(admitted)
+
+
+def test_streams_that_nobody_reads_are_aborted_and_cost_the_worker_little(server: Server) -> None:
+    (pid,) = server.pids("worker")
+    worker = psutil.Process(pid)
+    assert openai_stream(server.url, LONG).text == LONG
+    memory = worker.memory_info().rss
+    body: dict[str, object] = {"messages": user(LONG), "n": 4, "logprobs": True, "top_logprobs": 1}
+    with ExitStack() as stack:
+        lines = []
+        for _ in range(NUM_DEAF):
+            lines.append(stack.enter_context(deaf_stream(server.url, OPENAI, body)))
+            until(lambda: ask(server.url, "hello").status_code == 200, 10, "a stream that nobody reads holds a seat")
+        until(lambda: is_idle(server), 10, "the engine still writes what nobody reads")
+        grown = worker.memory_info().rss - memory
+        assert openai_stream(server.url, LONG).text == LONG
+        kept = read_to_end(lines[-1])
+    assert kept.count(b'"delta"') < 4 * len(LONG)
+    assert b'"code":"slow_consumer"' in kept.split(b"data: ")[-1]
+    assert grown < NUM_DEAF * 2e6
+
+
+def test_a_session_stream_that_nobody_reads_ends_and_is_stored_as_far_as_it_came(server: Server) -> None:
+    body: dict[str, object] = {"messages": user(LONG), "session_id": "new", "max_tokens": 1010, "logprobs": 1}
+    with deaf_stream(server.url, NATIVE, body) as line:
+        newest = sessions(server)[0]["id"]
+        until(lambda: turns(server.url, newest)[-1]["status"] != "running", 10, "the reply has no end")
+        reply = turns(server.url, newest)[-1]
+        until(lambda: ask(server.url, "and on", session_id=newest).status_code == 200, 10, "it holds its session up")
+        kept = read_to_end(line)
+    assert reply["status"] == "done"
+    assert reply["finish_reason"] in ("abort", "stop")  # stop: the engine was done before the worker noticed
+    assert 256 < len(reply["content"]) <= len(LONG)
+    assert f'"finish_reason":"{reply["finish_reason"]}"'.encode() in kept.split(b"event: ")[-1]
+
+
+def test_a_web_socket_that_nobody_reads_holds_nobody_up_and_its_replies_can_be_read_elsewhere(server: Server) -> None:
+    worker = psutil.Process(server.pids("worker")[0])
+    memory = worker.memory_info().rss
+    content = "\x02" * len(LONG)
+    frame: dict[str, object] = {"type": "chat", "message": content, "max_tokens": 1010}
+
+    def begun() -> list[dict[str, str]]:
+        return [session for session in sessions(server) if session["title"].startswith("\x02")]
+
+    with ExitStack() as stack:
+        sockets = []
+        for _ in range(NUM_DEAF_SOCKETS):
+            sockets.append(stack.enter_context(deaf_web_socket(server.url, *[frame] * CAPACITY)))
+            until(lambda: len(begun()) == len(sockets) * CAPACITY, 10, "a reply has not begun")
+            until(lambda: web_socket(server.url, "others").text == "others", 10, "others wait too")
+        replies = [turns(server.url, session["id"])[-1]["id"] for session in begun()]
+        told = [resume(server.url, reply_id) for reply_id in replies]
+        assert worker.memory_info().rss - memory < NUM_DEAF_SOCKETS * 4e6
+    assert {(each.text, each.ending) for each in told} == {(content, "stop")}
+
+
+def sessions(server: Server) -> list[dict[str, str]]:
+    listed: list[dict[str, str]] = server.http.get("/api/v1/chat/sessions", params={"limit": 200}).json()["sessions"]
+    return listed
