@@ -108,8 +108,6 @@ def _line(event: dict[str, Any]) -> str | None:
     match event["type"]:
         case "evaluation":
             return f"held-out loss {data['eval_loss']:.4f} at step {data['step']}"
-        case "checkpoint":
-            return f"checkpoint at step {data['step']}"
         case "log":
             return str(data["message"])
         case "state" if data.get("reason"):
