@@ -65,7 +65,7 @@ def test_an_adapter_learns_and_the_base_stays_as_it_was(
     before = base.joinpath("model.safetensors").read_bytes()
     result = train(base, tmp_path / "job", lora=LoraSettings(r=4, **variant), learning_rate=3e-2)  # type: ignore[arg-type]
     losses = [evaluation.loss for evaluation in result.state.evaluations]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < losses[0] - 0.5
     assert base.joinpath("model.safetensors").read_bytes() == before
 
     assert result.output_folder is not None
@@ -101,7 +101,7 @@ def test_qlora_learns_beside_a_quantised_base(tmp_path: Path, quantization: Quan
     base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=128, head_dim=16)  # nf4 has blocks of 64
     result = train(base, tmp_path / "job", learning_rate=3e-2, quantization=quantization)
     losses = [evaluation.loss for evaluation in result.state.evaluations]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.5
     assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
 
 
@@ -118,7 +118,7 @@ def test_bfloat16_computes_in_16_bits_and_keeps_the_adapter_in_32(llama: Path, t
     with bfloat16_possible():
         result = train(llama, tmp_path, learning_rate=3e-2, dtype="bfloat16")
     losses = [evaluation.loss for evaluation in result.state.evaluations]
-    assert losses[-1] < 0.9 * losses[0]
+    assert losses[-1] < losses[0] - 0.5
     assert {tensor.dtype for tensor in weights(result).values()} == {torch.float32}
 
 

@@ -155,7 +155,7 @@ class KVStorage:
 
 
 def _capacity(num_tokens: int) -> int:
-    """Of a running text's row: a power of two, so that many share it; closer for a long text, which has its own arena."""
+    """Of a running text's row: a power of two, so that many share it; closer for a long text, alone in its arena."""
     if num_tokens > _LONGEST_SHARED_ROW:
         return _rounded(num_tokens, _LONGEST_SHARED_ROW)
     return max(_SHORTEST_ROW, 1 << (num_tokens - 1).bit_length())

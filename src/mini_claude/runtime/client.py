@@ -34,6 +34,7 @@ from mini_claude.runtime.supervisor_connection import SupervisorConnection, conn
 from mini_claude.types import LoadOptions, ModelInfo, ModelSpec
 from mini_claude.utils.config import Settings
 
+LINGER_MS = 200  # at the end, for what was sent last
 START_ATTEMPTS = 3  # before anything was generated, moving to a new engine process cannot be noticed
 
 
@@ -116,10 +117,12 @@ class RuntimeClient:
         if self._supervisor is not None:
             self._supervisor.post(Goodbye(self._identity.pid))
             self._supervisor.close()
-        await asyncio.to_thread(self._context.term)
+        self._context.destroy(linger=LINGER_MS)  # at once: no request can open a socket meanwhile
 
     async def _connected(self) -> SupervisorConnection:
         async with self._supervisor_lock:
+            if self._context.closed:
+                raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
             if self._supervisor is None or self._supervisor.closed:
                 self._supervisor = await connect_supervisor(self._context, self._settings, self._identity)
             return self._supervisor

@@ -54,13 +54,15 @@ class ModelSlot:
         """
         if self.serving is not None and self.serving.launch.address == gone:
             await self.serving.exited.wait()
+        if not exact and self.serving is not None and not self.serving.exited.is_set():
+            return self.serving  # also while another copy is being loaded, which may fail
         load = self._load_task
         if load is not None and exact and self._loading_options != options:
             await asyncio.wait([load])  # its outcome is its callers' affair
             return await self.acquire(spec, options, exact=exact)
         if load is None:
             serving = self.serving
-            if serving is not None and not serving.exited.is_set() and (not exact or serving.options == options):
+            if serving is not None and not serving.exited.is_set() and serving.options == options:
                 return serving
             self._loading_options = options
             load = self._load_task = asyncio.create_task(self._load(spec, options))

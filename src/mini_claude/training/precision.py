@@ -4,6 +4,7 @@ from typing import Final
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.training.arguments import TrainingArguments
@@ -27,5 +28,6 @@ def create_accelerator(arguments: TrainingArguments) -> Accelerator:
 
     Raises `InvalidRequest` for a type that the device lacks.
     """
-    dtype = compute_dtype(arguments, PartialState().device)
+    launched_for_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")  # by `accelerate launch --cpu`
+    dtype = compute_dtype(arguments, PartialState(cpu=launched_for_cpu).device)
     return Accelerator(mixed_precision=_MIXED[dtype])

@@ -54,7 +54,7 @@ class FullFineTuning:
     def load(self, model_folder: Path, device: torch.device, dtype: DTypeName) -> Model:
         """All weights in float32."""
         del dtype
-        model = load_weights(model_folder, LoadOptions(device=str(device), dtype="float32"))
+        model = load_weights(model_folder, LoadOptions(device=_place(device), dtype="float32"))
         use_flat_rows(model)
         model.requires_grad_(True)
         _checkpoint_gradients(model, self._arguments)
@@ -74,8 +74,10 @@ class LowRankAdapter:
 
     def load(self, model_folder: Path, device: torch.device, dtype: DTypeName) -> Model:
         """The base in `dtype` or quantised, the adapter in float32. Raises `InvalidRequest` for unknown targets."""
-        options = LoadOptions(device=str(device), dtype=dtype, quantization=self._arguments.quantization)
+        options = LoadOptions(device=_place(device), dtype=dtype, quantization=self._arguments.quantization)
         model = load_weights(model_folder, options)
+        if self._arguments.quantization is not None:
+            _keep_differentiable(model)
         use_flat_rows(model)
         model = self.adapt(model)
         _checkpoint_gradients(model.get_base_model(), self._arguments)
@@ -143,6 +145,23 @@ def _targets(wanted: tuple[str, ...], layers: dict[str, list[nn.Module]]) -> set
             param="target_modules",
         )
     return set(wanted)
+
+
+def _place(device: torch.device) -> str:
+    """With several processes, accelerate calls the one CPU cpu:0, cpu:1, ..."""
+    return "cpu" if device.type == "cpu" else str(device)
+
+
+def _keep_differentiable(model: PreTrainedModel) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights the first time that they are used in evaluation mode.
+
+    It does so on CPUs with AVX512-BF16, for good, and no gradient goes through the new layout.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _checkpoint_gradients(model: PreTrainedModel, arguments: TrainingArguments) -> None:
