@@ -59,7 +59,7 @@ def test_what_is_appended_comes_back_with_all_that_was_there(storage: KVStorage)
 
 
 @pytest.mark.parametrize(
-    ("num_tokens", "capacity"), [(1, 64), (64, 64), (65, 128), (1024, 1024), (1025, 2048), (5000, 5120)]
+    ("num_tokens", "capacity"), [(1, 256), (256, 256), (257, 512), (1024, 1024), (1025, 2048), (5000, 5120)]
 )
 def test_a_row_has_room_for_the_whole_text_and_little_more(storage: KVStorage, num_tokens: int, capacity: int) -> None:
     assert storage.reserve(entry_of(num_tokens)).arena.capacity == capacity
@@ -72,13 +72,13 @@ def test_an_arena_holds_no_more_than_2048_tokens_unless_one_row_needs_them(stora
 
 
 def test_a_text_that_outgrows_its_row_moves_and_keeps_its_tokens(storage: KVStorage) -> None:
-    neighbour, _ = written_entry(storage, 64)
-    entry, written = written_entry(storage, 64)
+    neighbour, _ = written_entry(storage, 256)
+    entry, written = written_entry(storage, 256)
     old = storage.reserve(entry)
-    entry.token_ids.append(64)
+    entry.token_ids.append(256)
     row = storage.reserve(entry)
-    assert (old.arena.capacity, row.arena.capacity) == (64, 128)
-    assert holds(row, written, 64)
+    assert (old.arena.capacity, row.arena.capacity) == (256, 512)
+    assert holds(row, written, 256)
     assert storage.reserve(entry_of(3)) == old
     assert storage.reserve(neighbour).arena is old.arena
 
@@ -130,17 +130,29 @@ def test_a_copied_prefix_is_independent_and_has_room_for_its_own_text(storage: K
     assert holds(row, written, 70)
 
 
-def test_truncation_keeps_the_beginning_and_moves_only_when_much_room_is_left(storage: KVStorage) -> None:
+def test_an_idle_prefix_moves_out_and_back_and_keeps_its_tokens(storage: KVStorage) -> None:
+    neighbour, _ = written_entry(storage, 300)
     entry, written = written_entry(storage, 500)
-    row = storage.reserve(entry)
+    shared = storage.reserve(entry)
     storage.truncate(entry, 130)
+    assert storage.reserve(entry_of(300)) == shared  # its row is free for another
     entry.token_ids = entry.token_ids[:130]
-    assert storage.reserve(entry) == row
+    row = storage.reserve(entry)
+    assert row.arena.capacity == 256
     assert holds(row, written, 130)
-    storage.truncate(entry, 128)
-    entry.token_ids = entry.token_ids[:128]
-    assert storage.reserve(entry).arena.capacity == 128
-    assert holds(storage.reserve(entry), written, 128)
+    assert storage.reserve(neighbour).arena is shared.arena
+
+
+def test_a_long_prefix_stays_where_it_is_unless_much_room_is_left(storage: KVStorage) -> None:
+    entry, written = written_entry(storage, 2000)
+    row = storage.reserve(entry)
+    storage.truncate(entry, 1900)
+    entry.token_ids = entry.token_ids[:1900]
+    assert storage.reserve(entry) == row
+    storage.truncate(entry, 1200)
+    entry.token_ids = entry.token_ids[:1200]
+    assert storage.reserve(entry).arena.capacity == 1216
+    assert holds(storage.reserve(entry), written, 1200)
 
 
 def test_clearing_leaves_zeros_after_a_rows_own_tokens_and_touches_no_other_row(storage: KVStorage) -> None:
@@ -151,5 +163,5 @@ def test_clearing_leaves_zeros_after_a_rows_own_tokens_and_touches_no_other_row(
         row.arena.clear(row.index, 105, 128)
     keys, _ = row.arena.layers[0]
     assert holds(row, written, 100)
-    assert not keys[row.index, :, 100:].any()
+    assert not keys[row.index, :, 100:128].any()
     assert holds(storage.reserve(other), others, 128)

@@ -72,7 +72,7 @@ def test_dpo_gives_gradients_to_the_adapter_and_leaves_it_switched_on() -> None:
     (row,) = flat_rows(PAIRS, max_tokens=100)
     objective = DirectPreferenceOptimization(0.1)
     before = objective.loss(policy, row).total
-    before.backward()
+    before.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad for name, p in policy.named_parameters() if "lora_" in name]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
     assert policy.training

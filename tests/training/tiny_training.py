@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -83,8 +84,8 @@ def adapted(model: PreTrainedModel, lora: LoraSettings | None = None) -> PeftMod
     return result
 
 
-def arguments(**changes: object) -> TrainingArguments:
-    settings: dict[str, object] = {
+def arguments(**changes: Any) -> TrainingArguments:
+    settings: dict[str, Any] = {
         "max_steps": 6,
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
@@ -92,7 +93,7 @@ def arguments(**changes: object) -> TrainingArguments:
         "save_steps": 1000,
         **changes,
     }
-    return TrainingArguments(**settings)  # type: ignore[arg-type]
+    return TrainingArguments(**settings)
 
 
 def train(
@@ -102,7 +103,7 @@ def train(
     examples: Sequence[Example] | None = None,
     lora: LoraSettings | None = None,
     callbacks: Sequence[Callback] = (),
-    **changes: object,
+    **changes: Any,
 ) -> TrainingResult:
     return run_training(
         model_folder,
