@@ -104,7 +104,7 @@ def train_trl(folder: Path, num_examples: int, output: Path, checkpointing: bool
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]
+    from trl import SFTConfig, SFTTrainer
 
     from mini_claude.models.causal_lm import CausalLM
     from mini_claude.training.tokenizing import tokenize

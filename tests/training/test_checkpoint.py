@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_replaced_when_the_run_comes_by_again(tmp_path: 
 def test_a_full_disk_at_any_write_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """For every k: the k-th operation that writes finds no room."""
     fails_at = 0
-    codes = set()
+    codes: set[str] = set()
     while True:
         fails_at += 1
         folder = tmp_path / str(fails_at)
@@ -114,7 +114,7 @@ def test_a_full_disk_at_any_write_leaves_the_one_before(tmp_path: Path, monkeypa
             try:
                 store(folder).save(checkpoint(2), best_step=None)
             except StorageError as error:
-                assert error.code == "disk_full"  # noqa: PT017 - the loop ends where nothing fails
+                codes.add(error.code)
             else:
                 break
         assert newest(folder) in (1, 2)  # 2 where only the last flush failed: it was in place already

@@ -99,8 +99,8 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     row = row_of(TEXTS)
 
     def gradient() -> torch.Tensor:
-        result: torch.Tensor
-        return torch.autograd.grad(forward(model, row).logsumexp(dim=1).sum(), embeddings)[0]
+        result: torch.Tensor = torch.autograd.grad(forward(model, row).logsumexp(dim=1).sum(), embeddings)[0]
+        return result
 
     model.train()
     expected = gradient()
