@@ -2,8 +2,9 @@
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
@@ -173,13 +174,22 @@ def deaf_socket(url: str) -> Iterator[socket.socket]:
 
 @contextmanager
 def deaf_stream(url: str, path: str, body: dict[str, object]) -> Iterator[socket.socket]:
-    """Asks for a stream, which has begun when the block does, and never reads it."""
+    """Asks for a stream, which has begun when the block does, and never reads it.
+
+    A seat that an earlier client has just left may be free a moment later only: then it asks again.
+    """
     content = json.dumps({**body, "stream": True}).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    with deaf_socket(url) as line:
-        line.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
-        line.recv(1, socket.MSG_PEEK)
-        yield line
+    request = f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+    status, deadline = b"", time.monotonic() + 10
+    while status != b"HTTP/1.1 200":
+        assert time.monotonic() < deadline, status
+        with ExitStack() as stack:
+            line = stack.enter_context(deaf_socket(url))
+            line.sendall(request)
+            status = line.recv(12, socket.MSG_PEEK | socket.MSG_WAITALL)
+            if status == b"HTTP/1.1 200":
+                yield line
 
 
 @contextmanager

@@ -2,12 +2,9 @@
 
 import os
 import signal
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from .conftest import Server, serving, until
@@ -60,31 +57,6 @@ def _answers(server: Server) -> bool:
         return say(server).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def test_kill_of_the_engine_under_eight_streams_gives_eight_clear_errors_and_the_model_comes_back(
-    data_dir: Path,
-) -> None:
-    with serving(data_dir, **ECHO) as server:
-        until(lambda: server.pids("engine:smollm2-135m"), 30, "the engine")
-        all_streaming = threading.Barrier(9)
-
-        def stream(number: int) -> str:
-            body = {"messages": [{"role": "user", "content": f"stream {number} " * 150}], "stream": True}
-            with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
-                lines = response.iter_lines()
-                first = next(lines)
-                all_streaming.wait()
-                return "\n".join([first, *lines])
-
-        with ThreadPoolExecutor(8) as pool:
-            streams = [pool.submit(stream, number) for number in range(8)]
-            engine = psutil.Process(server.pids("engine:smollm2-135m")[0])
-            all_streaming.wait()
-            engine.kill()
-            bodies = [stream.result() for stream in streams]
-        assert all('"error"' in body for body in bodies)
-        assert say(server).status_code == 200
 
 
 def test_a_port_in_use_is_one_sentence_with_the_way_out(data_dir: Path, tmp_path: Path) -> None:
