@@ -100,6 +100,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     root.setLevel(settings.log_level.upper())
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+        logging.getLogger(name).propagate = True  # transformers, once imported, would keep its warnings to itself
     for name in ("uvicorn", "uvicorn.error"):  # through our handlers, not their own
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
