@@ -7,6 +7,8 @@ an arena of their own that is no larger than they need. kv_cache.py decides how 
 """
 
 from dataclasses import dataclass
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 
@@ -63,7 +65,7 @@ class Arena:
             values[index, :, start:end] = 0
 
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        return like.new_empty(self.num_rows, like.shape[0], self.capacity, like.shape[2])
+        return _own_memory((self.num_rows, like.shape[0], self.capacity, like.shape[2]), like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,16 @@ class KVStorage:
         row.arena.give_back(row)
         if row.arena.num_used == 0 and row.arena in self._shared:
             self._shared.remove(row.arena)
+
+
+def _own_memory(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialised tensor. On a CPU it lies in pages of its own: on the heap, between a step's short-lived tensors,
+    it would leave gaps that nothing fits into (once 180 MB), and not all of it would come back to the system."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    size = prod(shape) * like.element_size()
+    pages = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def _capacity(num_tokens: int) -> int:

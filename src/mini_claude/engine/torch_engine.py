@@ -27,6 +27,7 @@ from mini_claude.engine.loaded_adapters import LoadedAdapters
 from mini_claude.errors import Conflict, ModelLoadError, Unavailable
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import AdapterRef, EngineStats, GenerationDelta, GenerationRequest, LoadOptions
+from mini_claude.utils.model_utils import trim_heap
 
 log = structlog.get_logger(__name__)
 
@@ -192,6 +193,8 @@ class TorchEngine:
             with self._wake:
                 self._stats = core.stats()
             self._deliver(outputs)
+            if outputs and core.is_idle:  # between short-lived tensors glibc's heap keeps up to 120 MB of gaps
+                trim_heap()
 
     def _take_in(self, core: EngineCore, messages: list[_Message]) -> list[StepOutput]:
         outputs: list[StepOutput] = []

@@ -18,9 +18,10 @@ from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)
 
-# One heap for all threads of an engine: glibc otherwise makes one for each, and those that loading used and freed stay
-# resident (up to 400 MB for the embedded model). Only the model's own thread allocates much, so nothing waits for it.
-ENGINE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+# How glibc keeps an engine's memory. One heap for all threads: it otherwise makes one for each, and those that loading
+# used and freed stay resident (up to 400 MB for the embedded model); only the model's own thread allocates much, so
+# nothing waits for it. And whatever is a megabyte or more apart from the heap, so that it goes back when it is freed.
+ENGINE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 KILL_AFTER_SECONDS = 5.0  # beyond the deadline that the process sets itself
 
 
