@@ -10,7 +10,6 @@ from mini_claude.models.materialize import materialize
 from mini_claude.models.weights import load_weights
 from mini_claude.types import LoadOptions
 from mini_claude.utils.config import Settings
-from mini_claude.utils.model_utils import trim_heap
 
 
 def embedded_model() -> Path:
@@ -25,5 +24,4 @@ def load_engine(folder: Path) -> tuple[CausalLM, TorchEngine]:
     with ThreadPoolExecutor(1) as loader:  # as engine_server.py does: torch must not be used by a second living thread
         weights = loader.submit(load_weights, folder, options).result()
     engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
-    trim_heap()
     return chat_model, engine

@@ -1,27 +1,23 @@
 """Makes a model's linear layers faster when it is loaded, whatever its architecture.
 
 Two things cost time in a small model on a CPU. One is calls: q, k and v (or gate and up) read the same input, so
-their weights are stacked and one matmul answers for all of them. The other is the matmul itself: on AMD's cores
-oneDNN is up to three times as fast as torch's default path, on Intel's it is slower for few rows. So both are timed.
+their weights are stacked and one matmul answers for all of them. The other is the matmul itself: see matmul.py.
 
 Which layers are siblings is observed, not guessed from names: those called one after the other, in the same parent,
 with the very same input tensor. A replacement is used only where it gives the same numbers on random input.
 Layers that are not exactly `nn.Linear` (bitsandbytes, GPT-2's Conv1D) stay as they are.
 """
 
-import platform
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
 
-_ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
-_TIMED_ROWS = (1, 16)  # decoding for one user and for many
-_CLEARLY = 0.8  # oneDNN is taken where it needs less than this share of the time, so that noise does not decide
+from mini_claude.engine.matmul import MatmulChoice, TorchMatmul
+
+_AGREEING_ROWS = (1, 3, 16, 70)  # the kernels have other ways for one row, for few and for many
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,53 +35,26 @@ class FusedLinear:
     The first sibling that is called computes for all; the others, called with the same tensor, find their part.
     """
 
-    def __init__(self, layers: list[nn.Linear], choice: "MatmulChoice", *, reorder: bool) -> None:
+    def __init__(self, layers: list[nn.Linear], choice: MatmulChoice, *, is_shared: bool) -> None:
         self._sizes = [layer.out_features for layer in layers]
         weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat(tuple(biases)).detach() if biases else None
-        self._weight = weight.detach()
-        self.uses_onednn = choice.prefers_onednn(self._weight, reorder=reorder)
-        if self.uses_onednn and reorder:
-            self._weight = _reordered(self._weight)
+        self._matmul = choice.make(weight.detach(), is_shared=is_shared)
+        self.saves_time = len(layers) > 1 or not isinstance(self._matmul, TorchMatmul)
         self._input: torch.Tensor | None = None
         self._outputs: tuple[torch.Tensor, ...] = ()
 
     def project(self, x: torch.Tensor, index: int) -> torch.Tensor:
         """What sibling `index` makes of x [..., in_features]: [..., its out_features]."""
         if len(self._sizes) == 1:
-            return self._compute(x)
+            return self._matmul(x, self._bias)
         if x is not self._input:
-            self._input, self._outputs = x, self._compute(x).split_with_sizes(self._sizes, -1)
+            self._input, self._outputs = x, self._matmul(x, self._bias).split_with_sizes(self._sizes, -1)
         output = self._outputs[index]
         if index == len(self._sizes) - 1:
             self._input, self._outputs = None, ()
         return output
-
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        matmul = _onednn if self.uses_onednn else linear
-        return matmul(x, self._weight, self._bias)
-
-
-class MatmulChoice:
-    """Whether oneDNN or torch's default path is faster here, timed once for each shape."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[torch.Size, torch.dtype, bool], bool] = {}
-
-    def prefers_onednn(self, weight: torch.Tensor, *, reorder: bool) -> bool:
-        """For a weight [out_features, in_features] that oneDNN may reorder, or may not."""
-        if not _suits_onednn(weight):
-            return False
-        key = (weight.shape, weight.dtype, reorder)
-        if key not in self._known:
-            own = _reordered(weight) if reorder else weight
-            ratio = 1.0
-            for num_rows in _TIMED_ROWS:
-                x = torch.ones(1, num_rows, weight.shape[1], dtype=weight.dtype)
-                ratio *= _seconds(_onednn, x, own) / _seconds(linear, x, weight)
-            self._known[key] = ratio < _CLEARLY ** len(_TIMED_ROWS)
-        return self._known[key]
 
 
 class FusedSibling(nn.Module):
@@ -117,8 +86,8 @@ def fuse_projections(model: nn.Module, forward: Callable[[], object]) -> None:
     while groups:
         group = groups.pop()  # not kept, so that each replaced weight is freed before the next one is made
         layers = [place.layer for place in group]
-        fused = FusedLinear(layers, choice, reorder=all(owners[id(layer.weight)] == 1 for layer in layers))
-        if (len(layers) > 1 or fused.uses_onednn) and _agrees(fused, layers):
+        fused = FusedLinear(layers, choice, is_shared=any(owners[id(layer.weight)] > 1 for layer in layers))
+        if fused.saves_time and _agrees(fused, layers):
             for index, place in enumerate(group):
                 setattr(place.parent, place.name, FusedSibling(fused, index, place.layer))
 
@@ -166,42 +135,13 @@ def _are_alike(first: _Place, other: _Place) -> bool:
     )
 
 
-def _suits_onednn(weight: torch.Tensor) -> bool:
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in _ONEDNN_DTYPES
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    )
-
-
-def _reordered(weight: torch.Tensor) -> torch.Tensor:
-    """A copy in the layout that oneDNN likes best; only `_onednn` can read it."""
-    copy: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return copy
-
-
-def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return output
-
-
-def _seconds(matmul: Callable[..., torch.Tensor], x: torch.Tensor, weight: torch.Tensor) -> float:
-    """The fastest of several runs: what disturbs one only makes it slower."""
-    durations = []
-    for _ in range(6):
-        start = time.perf_counter()
-        matmul(x, weight)
-        durations.append(time.perf_counter() - start)
-    return min(durations)
-
-
 def _agrees(fused: FusedLinear, layers: list[nn.Linear]) -> bool:
     weight = layers[0].weight
-    x = torch.randn(3, layers[0].in_features, generator=torch.Generator().manual_seed(0))
-    x = x.to(weight.device, weight.dtype)
     tolerance = 1e-4 if weight.dtype == torch.float32 else 2e-2
-    return all(
-        torch.allclose(fused.project(x, index), layer(x), rtol=tolerance, atol=tolerance)
-        for index, layer in enumerate(layers)
-    )
+    generator = torch.Generator().manual_seed(0)
+    for num_rows in _AGREEING_ROWS:
+        x = torch.randn(1, num_rows, layers[0].in_features, generator=generator).to(weight.device, weight.dtype)
+        for index, layer in enumerate(layers):
+            if not torch.allclose(fused.project(x, index), layer(x), rtol=tolerance, atol=tolerance):
+                return False
+    return True

@@ -27,7 +27,7 @@ from mini_claude.engine.loaded_adapters import LoadedAdapters
 from mini_claude.errors import Conflict, ModelLoadError, Unavailable
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import AdapterRef, EngineStats, GenerationDelta, GenerationRequest, LoadOptions
-from mini_claude.utils.model_utils import trim_heap
+from mini_claude.utils.model_utils import reuse_freed_memory, trim_heap
 
 log = structlog.get_logger(__name__)
 
@@ -176,6 +176,8 @@ class TorchEngine:
         except Exception as error:
             prepared.set_exception(error)
             return
+        trim_heap()
+        reuse_freed_memory()
         self._stats = core.stats()
         prepared.set_result(core)
         closing = False

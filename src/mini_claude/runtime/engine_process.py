@@ -20,7 +20,8 @@ log = get_logger(__name__)
 
 # How glibc keeps an engine's memory. One heap for all threads: it otherwise makes one for each, and those that loading
 # used and freed stay resident (up to 400 MB for the embedded model); only the model's own thread allocates much, so
-# nothing waits for it. And whatever is a megabyte or more apart from the heap, so that it goes back when it is freed.
+# nothing waits for it. And, while it loads, whatever is a megabyte or more apart from the heap, so that it goes back
+# when it is freed; once loaded, the engine sets that higher.
 ENGINE_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 KILL_AFTER_SECONDS = 5.0  # beyond the deadline that the process sets itself
 

@@ -29,13 +29,11 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
     from mini_claude.models.materialize import materialize
     from mini_claude.models.model_factory import create_chat_model
     from mini_claude.models.weights import load_weights
-    from mini_claude.utils.model_utils import trim_heap
 
     folder = materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
     chat_model = create_chat_model(spec, folder)
     weights = load_weights(folder, options)
     engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
-    trim_heap()
     return LoadedModel(chat_model, engine, str(weights.dtype).removeprefix("torch."), str(weights.device))
 
 

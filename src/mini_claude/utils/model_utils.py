@@ -5,6 +5,8 @@ import sys
 
 from mini_claude.types import GpuMemory
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h: bytes free at the heap's end, bytes of one piece
+
 
 def gpu_memory() -> tuple[GpuMemory, ...]:
     """Memory of every CUDA device that torch sees, as its driver reports it; empty without one."""
@@ -23,3 +25,14 @@ def trim_heap() -> None:
     """Give memory that was freed back to the system, where the C library keeps it (glibc's `malloc_trim`)."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def reuse_freed_memory() -> None:
+    """From now on let the C library keep what is freed, up to 32 MB at a time, for the next one who asks (`mallopt`).
+
+    The tensors of a step live for a moment: taken from the system each time, page by page, reading a prompt is a
+    third slower. `trim_heap` gives back what has gathered.
+    """
+    if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
+        set_option(_M_MMAP_THRESHOLD, 2**25)
+        set_option(_M_TRIM_THRESHOLD, 2**26)
