@@ -1,6 +1,7 @@
 """The embedded model on our torch engine, as an engine process of the product would hold it."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from mini_claude.engine.torch_engine import TorchEngine
@@ -13,7 +14,15 @@ from mini_claude.utils.config import Settings
 
 
 def embedded_model() -> Path:
-    """Its folder in the data directory, made the first time."""
+    """Its folder in the data directory, made the first time.
+
+    In a process of its own: a contestant's peak memory would begin at that of the process that starts it.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_materialized).result()
+
+
+def _materialized() -> Path:
     return materialize(BUILTIN[0], Settings().models_dir, allow_download=False, hub_owners=())
 
 

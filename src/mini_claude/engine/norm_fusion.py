@@ -4,8 +4,10 @@ import torch
 from torch import nn
 from torch.nn.functional import rms_norm
 
+from mini_claude.engine.direct_module import DirectModule
 
-class FusedRMSNorm(nn.Module):
+
+class FusedRMSNorm(DirectModule):
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension (Zhang and Sennrich 2019)."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:

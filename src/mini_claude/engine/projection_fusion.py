@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mini_claude.engine.direct_module import DirectModule
 from mini_claude.engine.matmul import MatmulChoice, TorchMatmul
 
 _AGREEING_ROWS = (1, 3, 16, 70)  # the kernels have other ways for one row, for few and for many
@@ -57,7 +58,7 @@ class FusedLinear:
         return output
 
 
-class FusedSibling(nn.Module):
+class FusedSibling(DirectModule):
     """Stands where one of the fused layers was."""
 
     def __init__(self, fused: FusedLinear, index: int, layer: nn.Linear) -> None:
