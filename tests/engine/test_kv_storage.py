@@ -1,6 +1,8 @@
 """Rows of keys and values: where they are, that they keep what was written, and that memory is given back."""
 
+import sys
 import weakref
+from mmap import ALLOCATIONGRANULARITY
 
 import pytest
 import torch
@@ -56,6 +58,19 @@ def test_what_is_appended_comes_back_with_all_that_was_there(storage: KVStorage)
         keys, values = row.append(0, key, value, 6)
     assert torch.equal(keys, torch.cat((first_key, key), dim=1))
     assert torch.equal(values, torch.cat((first_value, value), dim=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system takes pages back when it likes")
+def test_a_row_that_is_left_gives_its_memory_back_and_its_neighbours_keep_theirs(storage: KVStorage) -> None:
+    entries = [written_entry(storage, 256) for _ in range(3)]
+    row = storage.reserve(entries[1][0])
+    keys, values = row.arena.layers[0]
+    storage.free(entries[1][0])
+    page = ALLOCATIONGRANULARITY // keys.element_size()  # numbers; those of a page that neighbours share stay
+    assert all((tensor[row.index] == 0).sum() >= tensor[row.index].numel() - 2 * page for tensor in (keys, values))
+    assert (keys[row.index] == 0).any()
+    for entry, written in (entries[0], entries[2]):
+        assert holds(storage.reserve(entry), written, 256)
 
 
 @pytest.mark.parametrize(

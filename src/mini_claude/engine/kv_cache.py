@@ -13,7 +13,7 @@ from typing import Protocol
 from mini_claude.types import AdapterRef
 
 BLOCK_SIZE = 16  # tokens
-MAX_IDLE_SHARE = 0.5  # of the budget: memory that only might be useful stays bounded; the newest prefix is kept whole
+MAX_IDLE_SHARE = 1 / 3  # of the budget: memory that only might be useful stays bounded; the newest prefix is kept whole
 
 
 @dataclass(slots=True, eq=False)

@@ -7,8 +7,9 @@ an arena of their own that is no larger than they need. kv_cache.py decides how 
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from mmap import ALLOCATIONGRANULARITY, MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import torch
 
@@ -27,6 +28,7 @@ class Arena:
         self.capacity = capacity
         self.num_rows = num_rows
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._mappings: dict[int, list[mmap]] = {}  # the layers' memory, on a CPU
         self._num_finite: dict[int, int] = {}  # by row in use: how many leading tokens are known to be no NaN
 
     @property
@@ -41,14 +43,25 @@ class Arena:
         return Row(self, index)
 
     def give_back(self, row: "Row") -> None:
-        """The row is free again."""
+        """The row is free again, and so is its memory: its neighbours may go on for long."""
         del self._num_finite[row.index]
+        for mapping in chain.from_iterable(self._mappings.values()):
+            row_size = len(mapping) // self.num_rows
+            start = _rounded(row.index * row_size, ALLOCATIONGRANULARITY)
+            size = ((row.index + 1) * row_size - start) // ALLOCATIONGRANULARITY * ALLOCATIONGRANULARITY
+            if size > 0:
+                mapping.madvise(MADV_DONTNEED, start, size)
 
     def layer(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The layer's tensors; made when they are first asked for, like `key` and `value` [kv_heads, any, head_dim]."""
         if layer not in self.layers:
-            self.layers[layer] = (self._empty(key), self._empty(value))
+            self.layers[layer] = (self._empty(layer, key), self._empty(layer, value))
         return self.layers[layer]
+
+    def drop_layer(self, layer: int) -> None:
+        """Give a layer's memory back, in all rows."""
+        del self.layers[layer]
+        self._mappings.pop(layer, None)
 
     def clear(self, index: int, num_past: int, num_tokens: int) -> None:
         """Zeros between a row's own `num_past` tokens and `num_tokens`, where other rows have keys.
@@ -64,8 +77,15 @@ class Arena:
             keys[index, :, start:end] = 0
             values[index, :, start:end] = 0
 
-    def _empty(self, like: torch.Tensor) -> torch.Tensor:
-        return _own_memory((self.num_rows, like.shape[0], self.capacity, like.shape[2]), like)
+    def _empty(self, layer: int, like: torch.Tensor) -> torch.Tensor:
+        """Uninitialised. On a CPU it lies in pages of its own: on the heap, between a step's short-lived tensors, it
+        would leave gaps that nothing fits into (once 180 MB), and not all of it would come back to the system."""
+        shape = (self.num_rows, like.shape[0], self.capacity, like.shape[2])
+        if like.device.type != "cpu":
+            return like.new_empty(shape)
+        mapping = mmap(-1, prod(shape) * like.element_size(), flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self._mappings.setdefault(layer, []).append(mapping)
+        return torch.frombuffer(mapping, dtype=like.dtype).view(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +112,10 @@ class Row:
     @torch.inference_mode()  # as the model's step, which made the tensors: they cannot be written without
     def copy_from(self, source: "Row", num_tokens: int, *, is_move: bool) -> None:
         """Make the first tokens of `source` those of this row. In a move, the source is not needed afterwards."""
-        source_layers = source.arena.layers
-        for layer, (keys, values) in tuple(source_layers.items()):
+        for layer, (keys, values) in tuple(source.arena.layers.items()):
             self.append(layer, keys[source.index, :, :num_tokens], values[source.index, :, :num_tokens], 0)
             if is_move and source.arena.num_used == 1:
-                del source_layers[layer]  # layer by layer, so that a long row is never in memory twice
+                source.arena.drop_layer(layer)  # layer by layer, so that a long row is never in memory twice
 
 
 class KVStorage:
@@ -154,16 +173,6 @@ class KVStorage:
         row.arena.give_back(row)
         if row.arena.num_used == 0 and row.arena in self._shared:
             self._shared.remove(row.arena)
-
-
-def _own_memory(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """An uninitialised tensor. On a CPU it lies in pages of its own: on the heap, between a step's short-lived tensors,
-    it would leave gaps that nothing fits into (once 180 MB), and not all of it would come back to the system."""
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
-    size = prod(shape) * like.element_size()
-    pages = mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def _capacity(num_tokens: int) -> int:
