@@ -67,6 +67,12 @@ async def test_a_job_is_shown_as_it_was_submitted(file_site: Site) -> None:
         ({"training_args": {"learning_rate": 0}}, 422, "training_args.learning_rate"),
         ({"training_args": {"learning_rate": "1e-4"}}, 422, "training_args.learning_rate"),
         ({"training_args": {"max_length": 10**9}}, 422, "training_args.max_length"),
+        ({"training_args": {"method": "full", "quantization": "int8"}}, 400, "training_args.quantization"),
+        (
+            {"training_args": {"quantization": "nf4"}, "lora_config": {"use_dora": True}},
+            400,
+            "lora_config.use_dora",
+        ),
         ({"lora_config": {"r": 0}}, 422, "lora_config.r"),
         ({"lora_config": {"target_modules": ["a.b;c"]}}, 422, "lora_config.target_modules.0"),
     ],

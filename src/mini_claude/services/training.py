@@ -68,6 +68,7 @@ class TrainingService:
                 "not starting with a dot.",
                 param="adapter_name",
             )
+        _require_trainable(lora, arguments)
         job = JobSpec(spec.name, data.name, data.sha256, name, lora, arguments)
         body = hashlib.sha256(msgspec.json.encode(asdict(job), order="sorted")).hexdigest()
         return await run_sync(self._jobs.submit, caller.owner, job, body, idempotency_key)
@@ -104,3 +105,18 @@ class TrainingService:
                 if job.state in ENDED:  # read before the events, so that its last one has been seen
                     return
                 await asyncio.sleep(POLL_SECONDS)
+
+
+def _require_trainable(lora: LoraSettings, arguments: TrainingArguments) -> None:
+    """Raises `InvalidRequest` for a quantised base with what cannot be learnt on it."""
+    if arguments.quantization is not None and arguments.method == "full":
+        raise InvalidRequest(
+            "Quantised weights cannot be trained themselves; use method lora, or leave quantization out.",
+            param="training_args.quantization",
+        )
+    if arguments.quantization == "nf4" and arguments.method == "lora" and lora.use_dora:
+        raise InvalidRequest(
+            "DoRA needs the norms of the base's weights; some processors keep 4-bit weights in a layout from "
+            "which PEFT reads wrong ones; use quantization int8, or leave use_dora out.",
+            param="lora_config.use_dora",
+        )
