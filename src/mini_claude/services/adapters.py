@@ -10,8 +10,9 @@ from anyio.to_thread import run_sync
 
 from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.records import AdapterVersion
-from mini_claude.errors import NotFound
+from mini_claude.errors import InvalidRequest, NotFound
 from mini_claude.services.catalog import Catalog
+from mini_claude.services.identity import Caller
 from mini_claude.types import AdapterRef, ModelSpec
 from mini_claude.utils.config import Settings
 
@@ -68,9 +69,18 @@ class AdapterService:
         """All versions by model, name and version."""
         return await run_sync(self._repository.list)
 
-    async def remove(self, reference: str) -> None:
-        """Delete a version with its files. Raises `NotFound`."""
+    async def remove(self, caller: Caller, reference: str) -> None:
+        """Delete a version of the caller's with its files.
+
+        Raises `NotFound`, and `InvalidRequest` for a reference without a version, which would mean whichever is newest.
+        """
         version = await self.find(reference)
+        if version.owner != caller.owner:
+            raise NotFound(f"There is no adapter {reference!r} of yours.", code="model_not_found", param="model")
+        if "@" not in reference:
+            raise InvalidRequest(
+                f"Say which version to delete: the newest one is {version.reference!r}.", param="reference"
+            )
         await run_sync(self._repository.remove, version)
         folder = self._settings.adapters_dir / version.folder
         await run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))

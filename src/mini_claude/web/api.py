@@ -20,7 +20,17 @@ from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.access import AccessMiddleware
 from mini_claude.web.error_handlers import add_error_handlers
-from mini_claude.web.routes import chat, chat_socket, datasets, models, openai, system, training, training_socket
+from mini_claude.web.routes import (
+    adapters,
+    chat,
+    chat_socket,
+    datasets,
+    models,
+    openai,
+    system,
+    training,
+    training_socket,
+)
 
 log = get_logger(__name__)
 
@@ -91,6 +101,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         system.router,
         chat.router,
         chat_socket.router,
+        adapters.router,  # before the models, of which one could be called "adapters"
         models.router,
         datasets.router,
         training.router,
