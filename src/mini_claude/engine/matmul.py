@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 _TIMED_ROWS = (1, 16)  # decoding for one user and for many
 _CLEARLY = 0.9  # another way than torch's must need less than this share of its time, so that noise does not decide
 _TIMED_BYTES = 2**23  # of equal weights, used in turn: more than the cores' own caches, as all weights of a model are
+_MAX_COPIES = 16  # of a small weight: thousands of them would take longer to make than any way saves
 _PACKED_FOR_ROWS = 512  # MKL's hint: the layout for many rows is as good as any for few, not the other way round
 
 
@@ -107,7 +108,7 @@ def _fastest(
 ) -> Callable[[torch.Tensor], Matmul]:
     if not candidates:
         return TorchMatmul
-    num_copies = max(1, _TIMED_BYTES // (weight.numel() * weight.element_size()))
+    num_copies = min(max(1, _TIMED_BYTES // (weight.numel() * weight.element_size())), _MAX_COPIES)
     copies = [weight, *(weight.clone() for _ in range(num_copies - 1))]
     times = {candidate: _time([candidate(copy) for copy in copies], weight) for candidate in candidates}
     best = min(times, key=lambda candidate: times[candidate])
