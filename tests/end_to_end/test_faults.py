@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from .clients import (
     NATIVE,
@@ -32,6 +33,8 @@ from .clients import (
     web_socket,
 )
 from .conftest import Server, serving, until
+
+pytestmark = pytest.mark.alone
 
 MODEL = "smollm2-135m"
 ECHO = {"engine": "echo", "max_num_seqs": "4"}  # few run at a time, so that most are still waiting when it ends
@@ -86,9 +89,22 @@ def is_cut(future: Future[Told]) -> bool:
     return future.done() and future.result().ending == "shutting_down"
 
 
+def num_done(futures: Iterable[Future[Told]]) -> int:
+    return sum(future.done() for future in futures)
+
+
 def num_connections(server: Server) -> int:
     lines = [line for process in server.processes() for line in process.net_connections("tcp")]
     return sum(line.status == psutil.CONN_ESTABLISHED for line in lines)
+
+
+@contextmanager
+def suspended(process: psutil.Process) -> Iterator[None]:
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 def shut_down_under_load(server: Server, deadline: str) -> list[Told]:
@@ -101,18 +117,19 @@ def shut_down_under_load(server: Server, deadline: str) -> list[Told]:
     kinds: Sequence[Stream] = [session_stream, openai_stream] * 8 + [web_socket] * 2
     with deaf_clients(server.url) if deadline == HASTY else contextlib.nullcontext():
         before = num_connections(server)
-        with ThreadPoolExecutor(len(kinds) + NUM_TALKERS) as pool:
+        with ThreadPoolExecutor(len(kinds) + NUM_TALKERS) as pool, contextlib.ExitStack() as stopped:
             futures = [pool.submit(stream, server.url, LONG, begun.set) for stream in kinds]
             talkers = [pool.submit(talk_until_the_end, server.url, number) for number in range(NUM_TALKERS)]
             assert begun.wait(30)
-            engine.suspend()
-            until(lambda: num_connections(server) >= before + len(kinds) + NUM_TALKERS, 10, "a client is missing")
+            stopped.enter_context(suspended(engine))
+            expected = before + len(kinds) + NUM_TALKERS
+            until(lambda: num_connections(server) + num_done(futures) >= expected, 10, "a client is missing")
             server.process.send_signal(signal.SIGTERM)
             until(lambda: not is_ready(server.url), 5, "it is still ready")
             assert not all(future.done() for future in futures)
             if deadline == HASTY:
                 until(lambda: any(is_cut(future) for future in futures), 10, "no reply was cut")
-            engine.resume()
+            stopped.close()
             told = [future.result() for future in futures]
             said = [each for talker in talkers for each in talker.result()]
         server.process.wait(int(deadline) + 10)

@@ -22,6 +22,8 @@ from mini_claude.types import ModelSource, ModelSpec
 from .clients import ask, new_connection
 from .conftest import Server, serving, until
 
+pytestmark = pytest.mark.alone
+
 WEIGHTS = "model.safetensors"
 
 

@@ -29,6 +29,8 @@ from .clients import (
 )
 from .conftest import Server, serving, until
 
+pytestmark = pytest.mark.alone
+
 MODEL = "smollm2-135m"
 SEATS, QUEUE = 2, 2
 CAPACITY = SEATS + QUEUE

@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import Server, serving, until
 
-pytestmark = [pytest.mark.real_model, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.real_model, pytest.mark.alone, pytest.mark.timeout(400)]
 
 QUESTION = "What is the capital of France?"
 MODEL = "smollm2-135m"

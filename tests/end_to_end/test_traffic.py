@@ -13,6 +13,8 @@ import websockets
 
 from .conftest import serving
 
+pytestmark = pytest.mark.alone
+
 NUM_REQUESTS = 1000
 NUM_SESSIONS = 20
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
+from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.echo_model import ByteCodec
 from mini_claude.types import GenerationRequest, LoadOptions, SamplingParams
 
@@ -107,6 +108,7 @@ def run_all() -> RunAll:
 def build_core(build_model: BuildModel) -> Callable[..., EngineCore]:
     def make(architecture: str = "llama", **options: int) -> EngineCore:
         settings = {"kv_cache_tokens": 2048, **options}
-        return EngineCore(build_model(architecture), ByteCodec(), CONTEXT_LENGTH, LoadOptions(**settings))  # type: ignore[arg-type]
+        model = TorchModel(build_model(architecture), VOCAB_SIZE)
+        return EngineCore(model, ByteCodec(), CONTEXT_LENGTH, LoadOptions(**settings))  # type: ignore[arg-type]
 
     return make

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from mini_claude.engine import torch_engine
+from mini_claude.engine import torch_model
 from mini_claude.engine.adapter_weights import AdapterWeights, LayerShape, read_adapter
 from mini_claude.engine.engine_core import EngineCore
 from mini_claude.engine.loaded_adapters import MAX_ADAPTERS
@@ -57,7 +57,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seen.append(folder)
         return read_adapter(folder, layers)
 
-    monkeypatch.setattr(torch_engine, "read_adapter", record)
+    monkeypatch.setattr(torch_model, "read_adapter", record)
     return seen
 
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from mini_claude.engine.adapter_weights import read_adapter
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
 from mini_claude.engine.lora import StepRows, adaptable_layers
+from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.adapter_files import WEIGHTS_FILE
 from mini_claude.models.echo_model import ByteCodec
 from mini_claude.types import AdapterRef, GenerationRequest, LoadOptions, SamplingParams, TokenLogprob
@@ -28,8 +28,18 @@ RunAll = Callable[[EngineCore, list[GenerationRequest]], dict[str, list[int]]]
 GreedyRequest = Callable[..., GenerationRequest]
 
 
+def model_of(core: EngineCore) -> TorchModel:
+    assert isinstance(core.model, TorchModel)
+    return core.model
+
+
+def core_of(model: PreTrainedModel) -> EngineCore:
+    codec = ByteCodec()
+    return EngineCore(TorchModel(model, codec.vocab_size), codec, 256, LoadOptions(kv_cache_tokens=2048))
+
+
 def load(core: EngineCore, adapter: AdapterRef) -> None:
-    core.add_adapter(adapter, read_adapter(Path(adapter.folder), core.layers))
+    core.add_adapter(adapter, core.model.read_adapter(Path(adapter.folder)))
 
 
 @pytest.fixture(params=ARCHITECTURES, scope="module")
@@ -201,7 +211,7 @@ def test_a_removed_adapter_leaves_no_trace(
     assert core.stats().kv_tokens_cached == 0
     assert run_all(core, [replace(greedy_request("r", prompts[0]), adapter=narrow)])["r"] == expected[narrow][0]
     core.remove_adapter(narrow)
-    assert all(not module._forward_hooks for module in core._runner._model.modules())
+    assert all(not module._forward_hooks for module in model_of(core).model.modules())
     assert run_all(core, [greedy_request("r", prompts[0])])["r"] == expected[None][0]
     load(core, wide)
     assert run_all(core, [replace(greedy_request("r", prompts[0]), adapter=wide)])["r"] == expected[wide][0]
@@ -230,7 +240,9 @@ def test_variants_of_lora(
     tmp_path: Path,
 ) -> None:
     adapter = make_adapter(with_biases(build_model(architecture)), tmp_path / "variant", **options)  # type: ignore[arg-type]
-    core = EngineCore(with_biases(build_model(architecture)), ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048))
+    core = EngineCore(
+        TorchModel(with_biases(build_model(architecture)), 259), ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048)
+    )
     load(core, adapter.ref)
     requests = [
         replace(greedy_request(str(number), prompt), adapter=adapter.ref) for number, prompt in enumerate(prompts)
@@ -256,7 +268,7 @@ def test_weights_in_sixteen_bits_are_the_same_numbers(
     for dtype in (torch.bfloat16, torch.float16):
         rounded = {name: tensor.to(dtype) for name, tensor in weights.items()}
         save_file(rounded, tmp_path / "half" / WEIGHTS_FILE)
-        read = read_adapter(tmp_path / "half", build_core("llama").layers)
+        read = build_core("llama").model.read_adapter(tmp_path / "half")
         layer = "model.layers.1.mlp.up_proj"
         assert torch.equal(torch.from_numpy(read[layer].b), rounded[f"base_model.model.{layer}.lora_B.weight"].float())
 
@@ -292,7 +304,7 @@ def coarse_model(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[],
 
 def answer_of(model: PreTrainedModel, ref: AdapterRef, prompt: list[int]) -> dict[int, float]:
     """Log-probabilities of the most probable next tokens."""
-    core = EngineCore(model, ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048))
+    core = core_of(model)
     load(core, ref)
     params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20)
     (token,) = logprobs(core, [GenerationRequest("r", tuple(prompt), params, ref)])["r"]
@@ -342,8 +354,9 @@ def test_tokens_of_neighbours_are_a_slice_and_others_an_index() -> None:
 
 
 def test_the_output_layer_and_experts_cannot_be_adapted(build_core: BuildCore) -> None:
-    assert not [name for name in build_core("llama").layers if not name.startswith("model.layers.")]
-    assert {name.split(".")[-1] for name in build_core("gpt_oss").layers} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert not [name for name in model_of(build_core("llama")).layers if not name.startswith("model.layers.")]
+    adaptable = {name.split(".")[-1] for name in model_of(build_core("gpt_oss")).layers}
+    assert adaptable == {"q_proj", "k_proj", "v_proj", "o_proj"}
 
 
 def test_a_layer_that_sees_some_tokens_only_is_left_out() -> None:

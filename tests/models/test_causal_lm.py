@@ -399,9 +399,9 @@ def test_lone_surrogates_become_replacement_characters(case: Case) -> None:
 
 def test_thousand_messages_render_in_well_under_a_second(case: Case) -> None:
     messages = [Message("user" if i % 2 == 0 else "assistant", f"the thing number {i} there") for i in range(999)]
-    start = time.perf_counter()
+    start = time.process_time()
     case.model.render(messages)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_folder_without_config_is_a_load_error(tmp_path: Path) -> None:

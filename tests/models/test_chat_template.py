@@ -74,6 +74,12 @@ def test_the_sandbox_is_closed(source: str) -> None:
     assert caught.value.code == "chat_template_error"
 
 
+def refusal(template: ChatTemplate) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        template.render(MESSAGES, add_generation_prompt=False)
+    return caught.value.code
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -106,16 +112,15 @@ def test_the_sandbox_is_closed(source: str) -> None:
 )
 def test_bombs_end_within_a_second_and_without_much_memory(source: str) -> None:
     template = ChatTemplate(source, {})
-    tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
+    assert refusal(template) == "chat_template_error"
+    assert time.process_time() - start < 2
+    tracemalloc.start()  # makes it several times slower
     try:
-        with pytest.raises(InvalidRequest) as caught:
-            template.render(MESSAGES, add_generation_prompt=False)
+        assert refusal(template) == "chat_template_error"
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert caught.value.code == "chat_template_error"
-    assert time.perf_counter() - start < 2.5  # a second of rendering, on a loaded machine and with tracing
     assert peak < 700e6
 
 

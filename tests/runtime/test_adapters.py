@@ -50,7 +50,7 @@ async def connection(engine: GlassEngine, tmp_path: Path) -> AsyncIterator[Engin
     context = zmq.asyncio.Context()
     address = f"ipc://{tmp_path}/engine.sock"
     launch = EngineLaunch(ECHO, LoadOptions(engine="echo"), address, "ipc:///nobody", {})
-    model = LoadedModel(EchoModel("echo"), engine, dtype="bytes", device="cpu")
+    model = LoadedModel(EchoModel("echo"), engine, "echo", dtype="bytes", device="cpu")
     server = EngineServer(launch, Settings(data_dir=tmp_path, engine="echo"), model, context)
     running = asyncio.create_task(server.run(lambda message: None))  # type: ignore[arg-type]
     client = EngineConnection(context, "echo", address)

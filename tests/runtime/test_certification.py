@@ -1,8 +1,6 @@
 """The certificate of real adapters in every form, the engine's included, and of exports that went wrong."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from mini_claude.errors import InvalidRequest, ModelLoadError
 from mini_claude.runtime import certification
+from mini_claude.runtime.adapter_requests import Base, VerifyRequest
 from mini_claude.runtime.certification import CertificationRequest, certify_adapter
-from mini_claude.training.adapter_folder import AdapterFacts, weights_sha256, write_facts
+from mini_claude.runtime.short_process import run_short
+from mini_claude.training.adapter_folder import AdapterFacts, weights_sha256, write_facts, write_held_out
 from mini_claude.training.merge import merge_adapter
-from mini_claude.types import AdapterRef
+from mini_claude.types import AdapterRef, ModelSource, ModelSpec
 
 from ..training.tiny_adapters import save_adapter, save_base, some_sequences
 from ..training.tiny_gguf import save_gguf
@@ -93,7 +93,7 @@ def test_a_base_that_has_changed_since_is_refused(base: Path, tmp_path: Path) ->
     tensors = load_file(base / "model.safetensors")
     tensors["model.norm.weight"] += torch.full_like(tensors["model.norm.weight"], 0.1)
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ModelLoadError, match="not those that the adapter") as caught:
+    with pytest.raises(ModelLoadError, match="not those that this adapter") as caught:
         certify_adapter(request(base, adapter))
     assert caught.value.code == "base_changed"
 
@@ -103,27 +103,23 @@ def test_without_held_out_tokens_there_is_nothing_to_certify(base: Path, tmp_pat
         certify_adapter(CertificationRequest(str(base), str(tmp_path), ()))
 
 
-def run(body: dict[str, object]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mini_claude.runtime.certification"],
-        input=json.dumps(body) + "\n",
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
-
-
-def test_the_program_answers_with_nothing_but_json(base: Path, tmp_path: Path) -> None:
+async def test_an_adapter_is_verified_on_its_held_out_tokens_or_on_the_demonstration(
+    base: Path, tmp_path: Path
+) -> None:
     adapter = save_adapter(base, tmp_path / "adapter", size=0.1)
-    body: dict[str, object] = {"base_folder": str(base), "adapter_folder": str(adapter), "sequences": some_sequences(2)}
-    done = run(body)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["passed"] is True
+    spec = ModelSpec("tiny", "causal_lm", (ModelSource("folder", str(base)),))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    request = VerifyRequest(Base(spec, str(tmp_path / "models")), str(adapter), str(scratch))
+    first = json.loads(await run_short("verify_adapter", request, 200))
+    write_held_out(adapter, some_sequences(2))
+    second = json.loads(await run_short("verify_adapter", request, 200))
+    assert (first["passed"], second["passed"]) == (True, True)
+    assert (first["num_sequences"], second["num_sequences"]) == (6, 2)
+    assert list(scratch.iterdir()) == []
     (adapter / "adapter_model.safetensors").unlink()
-    failed = run(body)
-    assert failed.returncode == 3
-    assert json.loads(failed.stdout)["kind"] == "ModelLoadError"
+    with pytest.raises(ModelLoadError, match=r"has no adapter_model\.safetensors"):
+        await run_short("verify_adapter", request, 200)
 
 
 @pytest.mark.real_model

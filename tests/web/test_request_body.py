@@ -145,6 +145,7 @@ async def test_a_body_that_never_ends_arriving_is_given_up_with_its_connection(
     assert b'"code":"request_timeout"' in answer
 
 
+@pytest.mark.alone
 async def test_two_hundred_clients_that_dawdle_slow_nobody_down(site: Site) -> None:
     begun = f"POST {PATH} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 1000\r\n\r\n{{".encode()
     seconds: list[float] = []

@@ -59,15 +59,16 @@ async def test_a_job_is_shown_as_it_was_submitted(file_site: Site) -> None:
 @pytest.mark.parametrize(
     ("fields", "status", "param"),
     [
-        ({"dataset_path": "../../etc/passwd"}, 404, "name"),
-        ({"dataset_path": "nothing"}, 404, "name"),
-        ({"model_name": "../smollm2"}, 404, "model"),
+        ({"dataset_path": "../../etc/passwd"}, 404, "dataset_path"),
+        ({"dataset_path": "nothing"}, 404, "dataset_path"),
+        ({"model_name": "../smollm2"}, 404, "model_name"),
         ({"adapter_name": "../bot"}, 400, "adapter_name"),
         ({"output_dir": "out"}, 422, "output_dir"),
         ({"training_args": {"learning_rate": 0}}, 422, "training_args.learning_rate"),
         ({"training_args": {"learning_rate": "1e-4"}}, 422, "training_args.learning_rate"),
         ({"training_args": {"max_length": 10**9}}, 422, "training_args.max_length"),
         ({"training_args": {"method": "full", "quantization": "int8"}}, 400, "training_args.quantization"),
+        ({"training_args": {"method": "full", "objective": "dpo"}}, 400, "training_args.method"),
         (
             {"training_args": {"quantization": "nf4"}, "lora_config": {"use_dora": True}},
             400,

@@ -1,27 +1,24 @@
 """The files of datasets: `<sha256>/data.<suffix>` with a `manifest.json`, complete or not there at all.
 
-What arrives is written to a hidden folder beside them, which becomes `<sha256>` in one step. That folder's file is
-locked as long as its writer lives, so that the next one can tell what a killed process left behind. Names that clients
-send never come here: a path is made of a hash that we computed and a suffix out of a fixed list.
+What arrives is written to a scratch folder beside them, which becomes `<sha256>` in one step. Names that clients send
+never come here: a path is made of a hash that we computed and a suffix out of a fixed list.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from mini_claude.errors import NotFound, PayloadTooLarge, StorageError
+from mini_claude.data.scratch_folder import ScratchFolder, locked, remove_abandoned, remove_folder
+from mini_claude.errors import NotFound, PayloadTooLarge
 from mini_claude.training.dataset_files import KNOWN_SUFFIXES, SUFFIXES
+from mini_claude.utils.files import storage_errors, sync
 
-_INCOMING: Final = ".incoming-"
 _MANIFEST: Final = "manifest.json"
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -29,14 +26,14 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 class IncomingDataset:
     """A file on its way in. Blocking, and for one thread at a time."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, scratch: ScratchFolder, max_bytes: int) -> None:
         self.num_bytes = 0
-        self._folder = folder
+        self._scratch = scratch
+        self._folder = scratch.path
         self._max_bytes = max_bytes
         self._hash = hashlib.sha256()
-        self.path = folder / "data"
+        self.path = scratch.path / "data"
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def write(self, data: bytes | bytearray) -> None:
         """Append. Raises `PayloadTooLarge` and `StorageError`."""
@@ -47,14 +44,14 @@ class IncomingDataset:
             )
         self._hash.update(data)
         left = memoryview(data)
-        with _storage_errors(self._folder.parent):
+        with storage_errors(self._folder.parent):
             while left:
                 left = left[os.write(self._file, left) :]
 
     def finish(self, suffix: str) -> str:
         """Bring all of it to the disk, as a file with this suffix where that is a known one; the content's hash."""
         path = self._folder / f"data{suffix if suffix in KNOWN_SUFFIXES else '.unknown'}"
-        with _storage_errors(self._folder.parent):
+        with storage_errors(self._folder.parent):
             os.fsync(self._file)
             self.path.rename(path)
         self.path = path
@@ -62,7 +59,7 @@ class IncomingDataset:
 
     def discard(self) -> None:
         """Leave nothing behind; does nothing to what was kept."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._scratch.discard()
         os.close(self._file)
 
 
@@ -91,14 +88,13 @@ class DatasetStore:
 
     def begin(self) -> IncomingDataset:
         """A new file, to be discarded by the caller in the end, whatever became of it."""
-        with self.locked(), _storage_errors(self._folder):
-            self._sweep()
-            folder = self._folder / f"{_INCOMING}{uuid.uuid4().hex}"
+        with self.locked(), storage_errors(self._folder):
+            remove_abandoned(self._folder)
+            scratch = ScratchFolder(self._folder)
             try:
-                folder.mkdir(0o700)
-                return IncomingDataset(folder, self._max_bytes)
+                return IncomingDataset(scratch, self._max_bytes)
             except OSError:
-                shutil.rmtree(folder, ignore_errors=True)
+                scratch.discard()
                 raise
 
     def check_quota(self, num_bytes: int) -> None:
@@ -121,15 +117,15 @@ class DatasetStore:
         if self.manifest(manifest["sha256"]) is not None:
             yield
             return
-        with _storage_errors(self._folder):
+        with storage_errors(self._folder):
             incoming.path.rename(incoming.path.with_name(f"data{SUFFIXES[manifest['container']]}"))
             _write(incoming.path.with_name(_MANIFEST), json.dumps(manifest).encode())
-            _sync(incoming.path.parent)
+            sync(incoming.path.parent)
             shutil.rmtree(target, ignore_errors=True)  # without a manifest it is no dataset
             incoming.path.parent.rename(target)
         try:
-            with _storage_errors(self._folder):
-                _sync(self._folder)
+            with storage_errors(self._folder):
+                sync(self._folder)
             yield
         except BaseException:
             self.remove(manifest["sha256"])
@@ -137,45 +133,18 @@ class DatasetStore:
 
     def remove(self, sha256: str) -> None:
         """Delete a content, in one step. Only under `locked`."""
-        gone = self._folder / f"{_INCOMING}{uuid.uuid4().hex}"
-        try:
-            self._content(sha256).rename(gone)
-        except OSError:  # nothing leads to it any more; the same content may come again and then finds it
-            return
-        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):  # nothing leads to it any more; the same content may come again and then finds it
+            remove_folder(self._content(sha256))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process at a time adds or removes; the lock goes with its process, however that ends."""
-        with _storage_errors(self._folder):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self._folder):
             yield
-        finally:
-            os.close(lock)
 
     def _content(self, sha256: str) -> Path:
         assert _SHA256.fullmatch(sha256), "a content is found by the hash that we computed"
         return self._folder / sha256
-
-    def _sweep(self) -> None:
-        """Remove what processes that were killed had begun to write."""
-        for folder in self._folder.glob(f"{_INCOMING}*"):
-            if not any(_is_locked(path) for path in folder.glob("data*")):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_locked(path: Path) -> bool:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -185,23 +154,3 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def _storage_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError(
-                f"The disk of {folder} is full; free some space, nothing that was stored is lost.", code="disk_full"
-            ) from error
-        raise StorageError(f"{folder} cannot be written: {error}. Mend its permissions or choose another.") from error

@@ -8,15 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import psutil
-from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
-
 from mini_claude.errors import ModelLoadError
-from mini_claude.models.adapter_files import WEIGHTS_FILE, AdapterFiles, check_adapter_folder, tensor_name
-
-Array = NDArray[np.float32]
+from mini_claude.models.adapter_files import AdapterFiles, check_adapter_folder, tensor_name
+from mini_claude.models.adapter_tensors import Array, read_adapter_tensors
 
 _NUM_NAMED: Final = 3  # layers named in an error; the rest is a number
 
@@ -49,7 +43,7 @@ def read_adapter(folder: Path, layers: Mapping[str, LayerShape]) -> AdapterWeigh
     """
     files = check_adapter_folder(folder)
     _check_fit(files, layers)
-    tensors = _read_tensors(folder)
+    tensors = read_adapter_tensors(folder)
     return {
         layer: LayerWeights(
             tensors[tensor_name(layer, "lora_A")],
@@ -92,36 +86,3 @@ def _is_target(files: AdapterFiles, layer: str) -> bool:
 def _named(layers: list[str]) -> str:
     rest = len(layers) - _NUM_NAMED
     return ", ".join(layers[:_NUM_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _read_tensors(folder: Path) -> dict[str, Array]:
-    path = folder / WEIGHTS_FILE
-    _check_memory(path)
-    try:
-        entries = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"{path} cannot be read ({error}); copy the adapter again.") from error
-    tensors = {}
-    for name, entry in entries:
-        tensors[name] = _floats(entry["dtype"], entry["data"]).reshape(entry["shape"])
-        if not np.isfinite(tensors[name]).all():
-            raise ModelLoadError(f"{path} holds numbers that are not finite in {name}; the training went wrong.")
-    return tensors
-
-
-def _check_memory(path: Path) -> None:
-    needed = 3 * path.stat().st_size  # the file as it is, and each number of two bytes again as one of four
-    available = psutil.virtual_memory().available
-    if needed > available:
-        raise ModelLoadError(
-            f"Loading {path} needs {needed / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free; unload another model "
-            "or use an adapter of a lower rank.",
-            code="insufficient_memory",
-        )
-
-
-def _floats(dtype: str, data: bytes) -> Array:
-    """A copy, writable as torch wants it. bfloat16 is the upper half of a float32."""
-    if dtype == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)

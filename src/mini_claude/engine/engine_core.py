@@ -1,27 +1,24 @@
 """The engine's step, without threads and without asyncio: schedule, run, sample, postprocess.
 
+What runs and samples is a `StepModel`: torch or llama.cpp. Everything else is the same for both, and knows neither.
+
 A request's life: `add` queues it, `schedule` gives it room and reads its prompt in chunks, sampling appends a
 token a step, and `_advance` ends it by a stop id, a stop string, its length or an abort. Its keys and values then
 stay in the cache as an idle prefix.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
+from typing import Any, Protocol
 
 import structlog
-from transformers import PreTrainedModel
 
-from mini_claude.engine.adapter_weights import AdapterWeights
 from mini_claude.engine.admission import max_new_tokens
-from mini_claude.engine.kv_cache import KVCache
-from mini_claude.engine.kv_storage import KVStorage
-from mini_claude.engine.lora import AdapterLayers
-from mini_claude.engine.model_preparation import prepare_model
-from mini_claude.engine.model_runner import ModelRunner
+from mini_claude.engine.kv_cache import CacheStorage, KVCache
 from mini_claude.engine.reply_text import ReplyText
-from mini_claude.engine.sampler import SampledToken, Sampler
 from mini_claude.engine.scheduler import ScheduledChunk, Scheduler
-from mini_claude.engine.sequence import Sequence
+from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.errors import InternalError
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import (
@@ -49,18 +46,54 @@ class RequestFailure:
 StepOutput = GenerationDelta | RequestFailure
 
 
+class StepModel(Protocol):
+    """A model with its cache and its adapters. Used from one thread, but for `read_adapter`."""
+
+    @property
+    def storage(self) -> CacheStorage:
+        """Where the keys and values are that `step` reads and writes."""
+        ...
+
+    @property
+    def max_idle_prefixes(self) -> int | None:
+        """How many entries the storage has room for beside those of running sequences; None for no limit."""
+        ...
+
+    def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
+        """Read all chunks, and choose the next token of each that completes, in their order.
+
+        An error is of that sequence alone; when this raises, the whole step has failed.
+        """
+        ...
+
+    def read_adapter(self, folder: Path) -> Any:
+        """What `add_adapter` wants, from an adapter's files; in any thread.
+
+        Raises `UnsafeModelFile` or `ModelLoadError`.
+        """
+        ...
+
+    def add_adapter(self, adapter: AdapterRef, weights: Any) -> None:
+        """Put an adapter in place that `read_adapter` has read. When this raises, nothing has changed."""
+        ...
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """Forget an adapter that no sequence uses."""
+        ...
+
+    def close(self) -> None:
+        """Give memory back that is not Python's; nothing is asked for afterwards."""
+        ...
+
+
 class EngineCore:
     """All sequences of one model. Used from one thread."""
 
-    def __init__(self, model: PreTrainedModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
-        self.layers = prepare_model(model)
-        self._adapters = AdapterLayers(model)
-        storage = KVStorage()
+    def __init__(self, model: StepModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
+        self.model = model
         self._codec = codec
-        self._cache = KVCache(options.kv_cache_tokens, storage)
+        self._cache = KVCache(options.kv_cache_tokens, model.storage, model.max_idle_prefixes)
         self._scheduler = Scheduler(self._cache, options.max_num_seqs, options.max_num_batched_tokens)
-        self._runner = ModelRunner(model, storage, self._adapters.rows)
-        self._sampler = Sampler()
         self._sequences: dict[str, Sequence] = {}
         self.context_length = min(context_length, self._cache.num_tokens)
         self._num_prompt_tokens = self._num_cached_tokens = self._num_generated_tokens = self._num_steps = 0
@@ -70,13 +103,13 @@ class EngineCore:
         """Whether a step would do nothing."""
         return not self._sequences
 
-    def add_adapter(self, adapter: AdapterRef, weights: AdapterWeights) -> None:
-        """Put an adapter in place that `read_adapter` found to fit `layers`. When this raises, nothing has changed."""
-        self._adapters.add(adapter, weights)
+    def add_adapter(self, adapter: AdapterRef, weights: Any) -> None:
+        """See `StepModel.add_adapter`."""
+        self.model.add_adapter(adapter, weights)
 
     def remove_adapter(self, adapter: AdapterRef) -> None:
         """Forget an adapter that no sequence uses, and what was cached of its replies."""
-        self._adapters.remove(adapter)
+        self.model.remove_adapter(adapter)
         self._cache.forget(adapter)
 
     def add(self, request: GenerationRequest) -> None:
@@ -104,15 +137,16 @@ class EngineCore:
         if not chunks:
             return []
         try:
-            logits = self._runner.run(chunks)[:, : self._codec.vocab_size]
-            completing = [chunk.sequence for chunk in chunks if chunk.completes]
-            self._commit(chunks)
-            sampled = self._sampler.sample(logits, completing)
+            sampled = self.model.step(chunks)
         except Exception:  # whatever it is, a client must not wait for ever
             log.exception("engine_step_failed", num_sequences=len(chunks))
             error = InternalError("The model failed while computing this reply.")
             return [self._fail(chunk.sequence, error) for chunk in chunks]
         self._num_steps += 1
+        for chunk in chunks:
+            assert chunk.sequence.entry is not None
+            chunk.sequence.entry.num_computed += chunk.num_tokens
+        completing = [chunk.sequence for chunk in chunks if chunk.completes]
         return [self._advance(*pair) for pair in zip(completing, sampled, strict=True)]
 
     def fail_all(self) -> list[StepOutput]:
@@ -124,6 +158,7 @@ class EngineCore:
         """Abort everything and forget what was cached."""
         outputs = [output for request_id in tuple(self._sequences) for output in self.abort(request_id)]
         self._cache.clear()
+        self.model.close()
         return outputs
 
     def stats(self) -> EngineStats:
@@ -140,12 +175,6 @@ class EngineCore:
             preemptions_total=self._scheduler.num_preemptions,
             steps_total=self._num_steps,
         )
-
-    def _commit(self, chunks: list[ScheduledChunk]) -> None:
-        """The chunks' keys and values are in the cache now."""
-        for chunk in chunks:
-            assert chunk.sequence.entry is not None
-            chunk.sequence.entry.num_computed += chunk.num_tokens
 
     def _advance(self, sequence: Sequence, sampled: SampledToken | InternalError) -> StepOutput:
         """Append a token; decide whether the sequence ends with it."""

@@ -8,12 +8,11 @@ Logprobs are of the model's own distribution: log_softmax of its logits before a
 """
 
 from collections.abc import Sequence as AbstractSequence
-from dataclasses import dataclass
 
 import structlog
 import torch
 
-from mini_claude.engine.sequence import Sequence
+from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.errors import InternalError
 from mini_claude.types import SamplingParams
 
@@ -21,15 +20,6 @@ log = structlog.get_logger(__name__)
 
 _GREEDY_TEMPERATURE = 1e-5  # below this, dividing by it overflows; the distribution is a single token anyway
 _NUM_CANDIDATES = 256  # sorting a whole vocabulary costs more than the model's step; a nucleus is rarely larger
-
-
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """The chosen token and, where they were asked for, its logprob and the most probable ones, best first."""
-
-    token_id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 class Sampler:
@@ -122,7 +112,8 @@ def _draw_ordered(probs: torch.Tensor, uniform: float, params: SamplingParams) -
     """top_k, then top_p of what is left, then min_p, on one row [vocabulary] of probabilities."""
     num_tokens = len(probs)
     weights, ids = probs.topk(min(_NUM_CANDIDATES, num_tokens))
-    is_enough = 0 < params.top_k <= len(weights) or float(weights.sum()) >= params.top_p
+    by_mass = not params.top_k and float(weights.sum()) >= params.top_p
+    is_enough = by_mass or 0 < params.top_k <= len(weights)
     if not is_enough:
         weights, ids = probs.sort(descending=True, stable=True)
     if params.top_k > 0:

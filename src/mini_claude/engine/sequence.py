@@ -9,6 +9,15 @@ from mini_claude.engine.reply_text import ReplyText
 from mini_claude.types import GenerationRequest, SamplingParams, Usage
 
 
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """The chosen token and, where they were asked for, its logprob and the most probable ones, best first."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
 class Status(Enum):
     """waiting -> running -> finished; a preempted sequence waits again."""
 

@@ -1,243 +1,27 @@
-"""The torch engine as asyncio sees it: requests in, streams of deltas out, the model in a thread of its own.
+"""The torch engine: any Hugging Face causal LM, on a CPU or a GPU.
 
-The thread sleeps while there is nothing to do. It takes new requests and aborts from an inbox between two steps,
-and hands the outputs of a step to the event loop in one call. Adapters are read from their files in threads that know
-no torch; only putting what was read in place is left to the engine's thread, between two steps.
-
-All of torch's parallel work happens in that thread, preparation of the model included: OpenMP keeps a pool of
+All of torch's parallel work happens in the engine's thread, preparation of the model included: OpenMP keeps a pool of
 workers for each thread that ever used it, and two pools on the same cores cost a third of the speed.
 """
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator
-from concurrent.futures import Future
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-import structlog
 import torch
 from transformers import PreTrainedModel
 
-from mini_claude.engine.adapter_weights import AdapterWeights, read_adapter
-from mini_claude.engine.admission import check_queue, check_request
-from mini_claude.engine.engine_core import EngineCore, RequestFailure, StepOutput
-from mini_claude.engine.loaded_adapters import LoadedAdapters
-from mini_claude.errors import Conflict, ModelLoadError, Unavailable
+from mini_claude.engine.threaded_engine import ThreadedEngine
+from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.base_model import TextCodec
-from mini_claude.types import AdapterRef, EngineStats, GenerationDelta, GenerationRequest, LoadOptions
-from mini_claude.utils.model_utils import reuse_freed_memory, trim_heap
-
-log = structlog.get_logger(__name__)
+from mini_claude.types import LoadOptions
 
 
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """A request and where its outputs go."""
-
-    request: GenerationRequest
-    loop: asyncio.AbstractEventLoop
-    queue: "asyncio.Queue[StepOutput]"
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    request_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class _AddAdapter:
-    adapter: AdapterRef
-    weights: AdapterWeights
-    added: "Future[None]"
-
-
-@dataclass(frozen=True, slots=True)
-class _RemoveAdapter:
-    adapter: AdapterRef
-
-
-_Message = _Stream | _Abort | _AddAdapter | _RemoveAdapter
-
-
-class TorchEngine:
-    """Any Hugging Face causal LM that `prepare_model` accepts. See `Engine` for the contract of its methods."""
+class TorchEngine(ThreadedEngine):
+    """Any model that `prepare_model` accepts."""
 
     def __init__(self, model: PreTrainedModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
         """Takes the model over: its layers are replaced. Raises `ModelLoadError` where this engine cannot run it."""
-        self._options = options
-        self._vocab_size = codec.vocab_size
-        self._request_ids: set[str] = set()  # the event loop's side
-        self._aborted: set[str] = set()  # of them
-        self._adapters = LoadedAdapters(self._load_adapter, lambda adapter: self._send(_RemoveAdapter(adapter)))
-        self._streams: dict[str, _Stream] = {}  # the thread's side
-        self._inbox: list[_Message] = []
-        self._wake = threading.Condition()
-        self._closed = False
-        prepared: Future[EngineCore] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(prepared, model, codec, context_length), name="torch-engine", daemon=True
-        )
-        self._thread.start()
-        core = prepared.result()
-        self._context_length = core.context_length
-        self._layers = core.layers
 
-    @property
-    def context_length(self) -> int:
-        """The smaller of the model's context and the KV cache."""
-        return self._context_length
+        def make_model() -> TorchModel:
+            if options.num_threads:  # otherwise torch's default, the physical cores
+                torch.set_num_threads(options.num_threads)
+            return TorchModel(model, codec.vocab_size)
 
-    def check(self, request: GenerationRequest) -> None:
-        """See `Engine.check`."""
-        if self._closed:
-            raise Unavailable("The model is being unloaded.")
-        if request.request_id in self._request_ids:
-            raise Conflict(f"A request with the id {request.request_id!r} is running already.")
-        check_request(request, self._context_length, self._vocab_size)
-        check_queue(len(self._request_ids), self._options)
-
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
-        """See `Engine.generate`."""
-        self.check(request)
-        stream = _Stream(request, asyncio.get_running_loop(), asyncio.Queue())
-        self._request_ids.add(request.request_id)
-        try:
-            async with nullcontext() if request.adapter is None else self._adapters.use(request.adapter):
-                self._send(stream)
-                if request.request_id in self._aborted:  # while its adapter was loaded
-                    self.abort(request.request_id)
-                ended = False
-                try:
-                    while not ended:
-                        output = await stream.queue.get()
-                        ended = isinstance(output, RequestFailure) or output.finish_reason is not None
-                        if isinstance(output, RequestFailure):
-                            raise output.error
-                        yield output
-                finally:
-                    if not ended:
-                        self.abort(request.request_id)
-        finally:
-            self._request_ids.remove(request.request_id)
-            self._aborted.discard(request.request_id)
-
-    async def load_adapter(self, adapter: AdapterRef) -> None:
-        """See `Engine.load_adapter`."""
-        async with self._adapters.use(adapter):
-            pass
-
-    def remove_adapter(self, adapter: AdapterRef) -> None:
-        """See `Engine.remove_adapter`."""
-        self._adapters.remove(adapter)
-
-    def abort(self, request_id: str) -> None:
-        """See `Engine.abort`."""
-        if request_id in self._request_ids:
-            self._aborted.add(request_id)
-        self._send(_Abort(request_id))
-
-    def stats(self) -> EngineStats:
-        """See `Engine.stats`."""
-        with self._wake:
-            num_new = sum(isinstance(message, _Stream) for message in self._inbox)
-            return replace(self._stats, waiting=self._stats.waiting + num_new)
-
-    async def close(self) -> None:
-        """See `Engine.close`."""
-        with self._wake:
-            self._closed = True
-            self._wake.notify()
-        await asyncio.to_thread(self._thread.join)
-
-    async def _load_adapter(self, adapter: AdapterRef) -> None:
-        weights = await asyncio.to_thread(read_adapter, Path(adapter.folder), self._layers)
-        added: Future[None] = Future()
-        self._send(_AddAdapter(adapter, weights, added))
-        await asyncio.wrap_future(added)
-
-    def _send(self, message: _Message) -> None:
-        """Raises `Unavailable` for what the thread will not see any more and somebody waits for."""
-        with self._wake:
-            if self._closed and isinstance(message, _Stream | _AddAdapter):
-                raise Unavailable("The model is being unloaded.")
-            self._inbox.append(message)
-            self._wake.notify()
-
-    def _run(
-        self, prepared: "Future[EngineCore]", model: PreTrainedModel, codec: TextCodec, context_length: int
-    ) -> None:
-        """The engine thread: prepare the model, then inbox, step, deliver, until closed."""
-        if self._options.num_threads:  # otherwise torch's default, the physical cores
-            torch.set_num_threads(self._options.num_threads)
-        try:
-            core = EngineCore(model, codec, context_length, self._options)
-        except Exception as error:
-            prepared.set_exception(error)
-            return
-        trim_heap()
-        reuse_freed_memory()
-        self._stats = core.stats()
-        prepared.set_result(core)
-        closing = False
-        while not closing:
-            with self._wake:
-                self._wake.wait_for(lambda: self._inbox or self._closed or not core.is_idle)
-                messages, self._inbox = self._inbox, []
-                closing = self._closed
-            try:
-                outputs = self._take_in(core, messages)
-                outputs += core.close() if closing else core.step()
-            except Exception:  # a bug of ours must not leave clients waiting for ever
-                log.exception("engine_failed")
-                outputs = core.fail_all()
-            with self._wake:
-                self._stats = core.stats()
-            self._deliver(outputs)
-            if outputs and core.is_idle:  # between short-lived tensors glibc's heap keeps up to 120 MB of gaps
-                trim_heap()
-
-    def _take_in(self, core: EngineCore, messages: list[_Message]) -> list[StepOutput]:
-        outputs: list[StepOutput] = []
-        for message in messages:
-            match message:
-                case _Stream(request=request):
-                    self._streams[request.request_id] = message
-                    core.add(request)
-                case _Abort(request_id=request_id):
-                    outputs += core.abort(request_id)
-                case _AddAdapter():
-                    _add_adapter(core, message)
-                case _RemoveAdapter(adapter=adapter):
-                    core.remove_adapter(adapter)
-        return outputs
-
-    def _deliver(self, outputs: list[StepOutput]) -> None:
-        """Hand over a step's outputs, each event loop woken once."""
-        loops: dict[asyncio.AbstractEventLoop, list[tuple[_Stream, StepOutput]]] = {}
-        for output in outputs:
-            stream = self._streams[output.request_id]
-            if isinstance(output, RequestFailure) or output.finish_reason is not None:
-                del self._streams[output.request_id]
-            loops.setdefault(stream.loop, []).append((stream, output))
-        for loop, pairs in loops.items():
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_put, pairs)
-
-
-def _add_adapter(core: EngineCore, message: _AddAdapter) -> None:
-    if not message.added.set_running_or_notify_cancel():  # nobody waits for it any more
-        return
-    try:
-        core.add_adapter(message.adapter, message.weights)
-        message.added.set_result(None)
-    except Exception as error:  # too little memory, say: those who wait for this adapter fail alone
-        log.exception("adapter_failed", adapter=message.adapter.name)
-        failure = ModelLoadError(f"The adapter {message.adapter.name!r} cannot be put in place: {error}")
-        message.added.set_exception(failure)
-
-
-def _put(pairs: list[tuple[_Stream, StepOutput]]) -> None:
-    for stream, output in pairs:
-        stream.queue.put_nowait(output)
+        super().__init__(make_model, codec, context_length, options)

@@ -2,7 +2,8 @@
 
 An adapter may come from a stranger, and PEFT's configuration can do much more than describe one: import modules,
 match names by regular expressions, replace whole layers, change the base as it is loaded. So every field is either
-understood here or has to hold the value that means nothing. Knows no torch and no PEFT.
+understood here or has to hold the value that means nothing. Knows no torch, no PEFT and no numpy: API workers
+import it.
 """
 
 import math

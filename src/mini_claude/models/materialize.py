@@ -42,7 +42,7 @@ def materialize(spec: ModelSpec, models_dir: Path, *, allow_download: bool, hub_
         "hub": lambda location, part: _download(spec.name, location, part, allow_download, hub_owners),
     }
     failures: list[MiniClaudeError] = []
-    with _lock(models_dir, spec.name):
+    with model_lock(models_dir, spec.name):
         if (ready := _ready_folder(spec, models_dir)) is not None:  # made while this process waited
             return ready
         for source in spec.sources:
@@ -89,7 +89,7 @@ def _ready_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
 
 
 @contextmanager
-def _lock(models_dir: Path, name: str) -> Iterator[None]:
+def model_lock(models_dir: Path, name: str) -> Iterator[None]:
     """One process at a time makes a model; the lock goes with its process, however that ends."""
     try:
         models_dir.mkdir(parents=True, exist_ok=True)

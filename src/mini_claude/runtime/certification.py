@@ -1,29 +1,23 @@
 """The parity certificate of an adapter: measures every form in which the tuned model runs, and says whether they agree.
 
-    python -m mini_claude.runtime.certification     request as a line of JSON in, certificate as JSON out
-
-It loads the base model several times, one after another, so it is work for a process of its own.
+It loads the base model several times, one after another, so it is work for a process of its own (adapter_work.py).
 """
 
 import asyncio
 import gc
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from mini_claude.engine.torch_engine import TorchEngine
-from mini_claude.errors import MiniClaudeError, ModelLoadError
+from mini_claude.errors import ModelLoadError
 from mini_claude.models.materialize import source_gguf
 from mini_claude.models.model_factory import create_chat_model
 from mini_claude.models.weights import load_weights
-from mini_claude.runtime.short_process import Failure
 from mini_claude.training.adapter_folder import (
     FACTS_FILE,
     adapter_sha256,
@@ -40,7 +34,6 @@ from mini_claude.types import AdapterRef, GenerationRequest, LoadOptions, ModelF
 
 # Log-probabilities in float32. Measured on smollm2-135m: 0.0001 for the engine as for the merged weights.
 _TOLERANCE: Final = 1e-3
-_FAILED: Final = 3  # exit code of a process that reports an error of ours
 _PARAMS: Final = SamplingParams(max_tokens=1, temperature=0.0, logprobs=NUM_TOP, ignore_eos=True)
 
 
@@ -51,6 +44,7 @@ class CertificationRequest:
     base_folder: str
     adapter_folder: str
     sequences: tuple[tuple[int, ...], ...]
+    scratch_folder: str | None = None  # for whole models; None: the system's folder for such things
     family: ModelFamily = "causal_lm"
 
 
@@ -66,13 +60,13 @@ def certify_adapter(request: CertificationRequest) -> Certificate:
     base_sha256 = weights_sha256(base)
     if (adapter / FACTS_FILE).exists() and read_facts(adapter).base_revision != base_sha256:
         raise ModelLoadError(
-            f"The weights in {base} are not those that the adapter in {adapter} was made for; train it again.",
+            "The base model's weights are not those that this adapter was made for; train or import it again.",
             code="base_changed",
         )
     forms = (
         Form("engine", _TOLERANCE, lambda windows: _read_engine(base, adapter, request.family, windows)),
-        Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, windows)),
-        *GGUFForms(source_gguf(base), base, adapter).forms(),
+        Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, request.scratch_folder, windows)),
+        *GGUFForms(source_gguf(base), base, adapter, request.scratch_folder).forms(),
     )
     return certify(
         Form("trainer", 0.0, lambda windows: read_trainer(base, adapter, windows)),
@@ -83,14 +77,14 @@ def certify_adapter(request: CertificationRequest) -> Certificate:
     )
 
 
-def _read_merged(base: Path, adapter: Path, windows: Sequence[Window]) -> Readings:
-    with tempfile.TemporaryDirectory(prefix="mini-claude-") as folder:
+def _read_merged(base: Path, adapter: Path, scratch_folder: str | None, windows: Sequence[Window]) -> Readings:
+    with tempfile.TemporaryDirectory(prefix="mini-claude-", dir=scratch_folder) as folder:
         merge_adapter(base, adapter, Path(folder, "merged"))
         return read_merged(Path(folder, "merged"), windows)
 
 
 def _read_engine(base: Path, adapter: Path, family: ModelFamily, windows: Sequence[Window]) -> Readings:
-    """The serving engine as it serves: requests with the adapter and without it in the same batches."""
+    """The torch engine as it serves: requests with the adapter and without it in the same batches."""
     gc.collect()  # the trainer's form of the model, before there is a second one
     chat_model = create_chat_model(ModelSpec("base", family, ()), base)
     options = LoadOptions(device="cpu", dtype="float32")
@@ -128,21 +122,3 @@ async def _log_probs(engine: TorchEngine, vocab_size: int, window: Window, adapt
 
     await asyncio.gather(*(ask(row, window.token_ids[:end]) for row, end in enumerate(ends)))
     return rows
-
-
-def main() -> None:
-    """Entry point of the process."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print what they like
-        code = 0
-        try:
-            request = msgspec.json.decode(sys.stdin.buffer.readline(), type=CertificationRequest)
-            answer = msgspec.json.encode(certify_adapter(request))
-        except MiniClaudeError as error:
-            code, answer = _FAILED, msgspec.json.encode(Failure(type(error).__name__, error.info()))
-        out.write(answer + b"\n")
-    sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

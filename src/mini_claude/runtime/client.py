@@ -1,15 +1,18 @@
 """The `Runtime` that API workers use: the supervisor for where things are, engine processes for tokens.
 
-Both lines are found again by the next call when the process behind them has died, so a worker never has to be
-restarted because something else was.
+Both lines are found again when the process behind them has died, so a worker never has to be restarted because
+something else was: an engine by the next call for it, the supervisor at once, since training jobs wait for nobody's
+call.
 """
 
 import asyncio
+import time
 from typing import Self
 
+import zmq
 import zmq.asyncio
 
-from mini_claude.errors import EngineDied, Unavailable
+from mini_claude.errors import EngineDied, MiniClaudeError, Unavailable
 from mini_claude.runtime.engine_connection import EngineConnection, EngineReply
 from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.runtime.messages import (
@@ -33,7 +36,12 @@ from mini_claude.runtime.messages import (
 from mini_claude.runtime.supervisor_connection import SupervisorConnection, connect_supervisor
 from mini_claude.types import LoadOptions, ModelInfo, ModelSpec
 from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import get_logger
 
+log = get_logger(__name__)
+
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.25, 30.0  # before another supervisor is started, doubled each time
+SETTLED_SECONDS = 60.0  # a supervisor that lived as long was all right
 LINGER_MS = 200  # at the end, for what was sent last
 START_ATTEMPTS = 3  # before anything was generated, moving to a new engine process cannot be noticed
 
@@ -47,6 +55,8 @@ class RuntimeClient:
         self._identity = ProcessIdentity.own()
         self._supervisor: SupervisorConnection | None = None
         self._supervisor_lock = asyncio.Lock()
+        self._keepers: set[asyncio.Task[None]] = set()
+        self._num_restarts = 0  # of supervisors that ended soon
         self._engines: dict[str, EngineConnection] = {}  # by model, the newest
         self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
 
@@ -107,11 +117,13 @@ class RuntimeClient:
             self._supervisor.post(Publish(facts))
 
     async def shutdown_supervisor(self) -> None:
-        """Tell the supervisor to end with all its engines; it cannot answer that it has."""
+        """Tell the supervisor to end with all its engines; it cannot answer that it has. The next call starts one."""
         (await self._connected()).post(Shutdown())
 
     async def aclose(self) -> None:
         """Say goodbye and close every socket."""
+        for keeper in self._keepers:
+            keeper.cancel()
         for engine in self._open:
             engine.close()
         if self._supervisor is not None:
@@ -119,12 +131,31 @@ class RuntimeClient:
             self._supervisor.close()
         self._context.destroy(linger=LINGER_MS)  # at once: no request can open a socket meanwhile
 
+    async def _keep_supervisor(self, supervisor: SupervisorConnection) -> None:
+        """Once the supervisor is gone without having said that it would end, start another."""
+        connected_at = time.monotonic()
+        await supervisor.wait_closed()
+        if time.monotonic() - connected_at > SETTLED_SECONDS:
+            self._num_restarts = 0
+        while not supervisor.ended_on_purpose:
+            await asyncio.sleep(min(FIRST_RETRY_SECONDS * 2**self._num_restarts, LAST_RETRY_SECONDS))
+            self._num_restarts = min(self._num_restarts + 1, 16)
+            try:
+                await self._connected()  # the new connection has a keeper of its own
+            except (MiniClaudeError, OSError, zmq.ZMQError) as error:
+                log.warning("supervisor.not_started", error=str(error))
+            else:
+                return
+
     async def _connected(self) -> SupervisorConnection:
         async with self._supervisor_lock:
             if self._context.closed:
                 raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
             if self._supervisor is None or self._supervisor.closed:
                 self._supervisor = await connect_supervisor(self._context, self._settings, self._identity)
+                keeper = asyncio.create_task(self._keep_supervisor(self._supervisor))
+                self._keepers.add(keeper)
+                keeper.add_done_callback(self._keepers.discard)
             return self._supervisor
 
     async def _call(self, body: SupervisorInbound) -> SupervisorOutbound:

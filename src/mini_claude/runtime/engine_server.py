@@ -60,6 +60,7 @@ class EngineServer:
         self._settings = settings
         self._chat_model = model.chat_model
         self._engine = model.engine
+        self._kind = model.kind
         self._socket = context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a dead worker is an error, not a loss
         self._socket.setsockopt(zmq.SNDHWM, 0)
@@ -220,7 +221,7 @@ class EngineServer:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     def _gpus(self) -> tuple[GpuMemory, ...]:
-        if self._launch.options.engine == "echo":
+        if self._kind != "torch":
             return ()
         from mini_claude.utils.model_utils import gpu_memory
 
@@ -265,7 +266,7 @@ async def serve(launch: EngineLaunch, settings: Settings) -> None:
         return tell.close()
     server = EngineServer(launch, settings, model, context)
     loop.add_signal_handler(signal.SIGTERM, server.drain)
-    tell(EngineReady(name, pid, launch.options.engine, model.engine.context_length, model.dtype, model.device))
+    tell(EngineReady(name, pid, model.kind, model.engine.context_length, model.dtype, model.device))
     log.info("model.ready", model=name, dtype=model.dtype, device=model.device)
     await server.run(tell)
     return tell.close()

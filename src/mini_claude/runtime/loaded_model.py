@@ -1,19 +1,27 @@
 """From a catalog entry to a model that answers: its files, its renderer, its weights, its engine."""
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
 
 from mini_claude.engine.engine import Engine
+from mini_claude.errors import ModelLoadError
 from mini_claude.models.base_model import ChatModel
 from mini_claude.types import LoadOptions, ModelSpec
 from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What an engine process holds. `dtype` and `device` are what `auto` came to."""
+    """What an engine process holds. `kind`, `dtype` and `device` are what `auto` came to."""
 
     chat_model: ChatModel
     engine: Engine
+    kind: Literal["llama_cpp", "torch", "echo"]
     dtype: str
     device: str
 
@@ -25,16 +33,55 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
     """
     if options.engine == "echo":
         return _open_echo(spec, options)
-    from mini_claude.engine.torch_engine import TorchEngine
     from mini_claude.models.materialize import materialize
+
+    folder = materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
+    if options.engine == "llama_cpp":
+        if options.quantization is not None or options.dtype != "auto" or options.device not in ("auto", "cpu"):
+            raise ModelLoadError("The llama_cpp engine has gguf_type instead of quantization and dtype, and no GPU.")
+        return _open_llama_cpp(spec, folder, options, settings)
+    if options.engine == "auto" and _suits_llama_cpp(folder, options):
+        try:
+            return _open_llama_cpp(spec, folder, options, settings)
+        except ModelLoadError as error:
+            log.warning("llama_cpp.unsuitable", model=spec.name, reason=error.message)
+    return _open_torch(spec, folder, options)
+
+
+def _suits_llama_cpp(folder: Path, options: LoadOptions) -> bool:
+    """Whether the model came from a GGUF file and nothing is asked for that only torch has."""
+    from mini_claude.models.materialize import source_gguf
+    from mini_claude.utils.model_utils import has_gpu
+
+    asks_for_torch = options.quantization is not None or options.dtype != "auto"
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not has_gpu())
+    return not asks_for_torch and on_cpu and source_gguf(folder) is not None
+
+
+def _open_llama_cpp(spec: ModelSpec, folder: Path, options: LoadOptions, settings: Settings) -> LoadedModel:
+    from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
+    from mini_claude.models.model_factory import create_chat_model
+    from mini_claude.runtime.served_gguf import served_gguf
+    from mini_claude.training.adapter_gguf import write_adapter_gguf
+
+    path, gguf_type = served_gguf(spec, folder, settings.models_dir, options)
+    chat_model = create_chat_model(spec, folder)
+    write_adapter = partial(write_adapter_gguf, folder)
+    engine = LlamaCppEngine(path, chat_model.codec, chat_model.context_length, options, write_adapter)
+    return LoadedModel(chat_model, engine, "llama_cpp", gguf_type, "cpu")
+
+
+def _open_torch(spec: ModelSpec, folder: Path, options: LoadOptions) -> LoadedModel:
+    from mini_claude.engine.torch_engine import TorchEngine
     from mini_claude.models.model_factory import create_chat_model
     from mini_claude.models.weights import load_weights
 
-    folder = materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
     chat_model = create_chat_model(spec, folder)
     weights = load_weights(folder, options)
     engine = TorchEngine(weights, chat_model.codec, chat_model.context_length, options)
-    return LoadedModel(chat_model, engine, str(weights.dtype).removeprefix("torch."), str(weights.device))
+    return LoadedModel(
+        chat_model, engine, "torch", dtype=str(weights.dtype).removeprefix("torch."), device=str(weights.device)
+    )
 
 
 def _open_echo(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
@@ -43,4 +90,4 @@ def _open_echo(spec: ModelSpec, options: LoadOptions) -> LoadedModel:
 
     chat_model = EchoModel(spec.name)
     engine = EchoEngine(chat_model.codec, chat_model.context_length, options)
-    return LoadedModel(chat_model, engine, dtype="bytes", device="cpu")
+    return LoadedModel(chat_model, engine, "echo", dtype="bytes", device="cpu")

@@ -256,7 +256,11 @@ class CallFailed(Struct, frozen=True):
     error: ErrorInfo
 
 
-SupervisorOutbound = Done | EngineAddress | RuntimeStatus | MetricsText | CallFailed
+class Ending(Struct, frozen=True):
+    """The supervisor ends because it was told to, or has nobody left; nobody needs to start another for its jobs."""
+
+
+SupervisorOutbound = Done | EngineAddress | RuntimeStatus | MetricsText | CallFailed | Ending
 
 
 # --- facts -----------------------------------------------------------------------------------------------------
@@ -294,7 +298,7 @@ class Envelope(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """The supervisor's answer to the call of that number."""
+    """The supervisor's answer to the call of that number, or with number 0 what it says unasked."""
 
     call_id: int
     body: SupervisorOutbound

@@ -29,6 +29,7 @@ from mini_claude.runtime.messages import (
     CallFailed,
     Codec,
     Done,
+    Ending,
     EngineAddress,
     EngineFailed,
     EngineHeartbeat,
@@ -56,7 +57,6 @@ from mini_claude.utils.logging import configure_logging, get_logger
 log = get_logger(__name__)
 
 WATCH_SECONDS = 0.5  # how soon the death of a worker is noticed
-LINGER_SECONDS = 3.0  # a worker that restarts (--reload) finds its models still loaded
 FIRST_HELLO_SECONDS = 30.0
 
 
@@ -72,6 +72,7 @@ class Supervisor:
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._slots: dict[str, ModelSlot] = {}
         self._workers: set[ProcessIdentity] = set()
+        self._lines: set[bytes] = set()  # connections of workers, also of those that have gone
         self._metrics = Metrics()
         self._calls: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -98,6 +99,8 @@ class Supervisor:
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+        for identity in self._lines:
+            await self._socket.send_multipart([identity, Codec.encode(Answer(0, Ending()))])
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
         self._socket.close()
         for task in done - {ended}:
@@ -118,6 +121,8 @@ class Supervisor:
     async def _serve(self, identity: bytes, envelope: Envelope) -> None:
         try:
             answer = await self._answer(envelope.body)
+            if isinstance(envelope.body, Hello):
+                self._lines.add(identity)
         except MiniClaudeError as error:
             answer = CallFailed(type(error).__name__, error.info())
         except Exception:
@@ -146,7 +151,7 @@ class Supervisor:
                 self._metrics.record(facts)
             case Hello(pid=pid, started=started):
                 self._workers.add(ProcessIdentity(pid, started))
-                self._ends_at = time.monotonic() + LINGER_SECONDS
+                self._ends_at = time.monotonic() + self._settings.linger_seconds
             case Goodbye(pid=pid):
                 self._workers = {worker for worker in self._workers if worker.pid != pid}
             case Shutdown():
@@ -191,12 +196,14 @@ class Supervisor:
         )
 
     async def _watch_workers(self) -> None:
-        """End when no worker has lived for LINGER_SECONDS, and no job has been open."""
-        while time.monotonic() < self._ends_at:
+        """End when no worker has lived for `linger_seconds`, and no job has been open."""
+        while True:
             await asyncio.sleep(WATCH_SECONDS)
             self._workers = {worker for worker in self._workers if worker.alive()}
             if self._workers or (self._jobs is not None and self._jobs.busy):
-                self._ends_at = time.monotonic() + LINGER_SECONDS
+                self._ends_at = time.monotonic() + self._settings.linger_seconds
+            elif time.monotonic() >= self._ends_at:
+                break
         log.info("supervisor.no_workers_left")
         self.end()
 

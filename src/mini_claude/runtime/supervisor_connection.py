@@ -23,6 +23,7 @@ from mini_claude.runtime.messages import (
     Answer,
     CallFailed,
     Codec,
+    Ending,
     Envelope,
     Hello,
     SupervisorInbound,
@@ -43,12 +44,18 @@ class SupervisorConnection:
     def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[SupervisorOutbound]] = {}
+        self._end = asyncio.Event()
+        self.ended_on_purpose = False  # it said that it would end, so no other has to take its place
         self._connection = Connection(context, address, self._receive, self._closed)
 
     @property
     def closed(self) -> bool:
         """True once the supervisor is gone."""
         return self._connection.closed
+
+    async def wait_closed(self) -> None:
+        """Until the supervisor is gone, or `close` was called."""
+        await self._end.wait()
 
     async def call(self, body: SupervisorInbound) -> SupervisorOutbound:
         """Send and wait for the answer; raises the error that the supervisor answered with."""
@@ -75,18 +82,21 @@ class SupervisorConnection:
 
     def _receive(self, frame: bytes) -> None:
         answer: Answer = Codec.decode_answer(frame)
+        if isinstance(answer.body, Ending):
+            self.ended_on_purpose = True
         future = self._calls.get(answer.call_id)
         if future is not None and not future.done():
             future.set_result(answer.body)
 
     def _closed(self) -> None:
+        self._end.set()
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(_gone())
 
 
 def _gone() -> Unavailable:
-    return Unavailable("The supervisor process ended; it is started again by the next request.", retry_after=2.0)
+    return Unavailable("The supervisor process ended; another one is being started.", retry_after=2.0)
 
 
 async def connect_supervisor(

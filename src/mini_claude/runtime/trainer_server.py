@@ -4,9 +4,8 @@ It outlives the server that started it. Killed at any point, it is started again
 complete checkpoint, and what comes after from a finished run, whose steps are not taken twice.
 """
 
-import os
+import asyncio
 import shutil
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,21 +19,23 @@ from mini_claude.data.dataset_store import DatasetStore
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.records import JobState
-from mini_claude.errors import Conflict, InternalError, MiniClaudeError, NotFound, TrainerOutdated, from_info
+from mini_claude.errors import Conflict, InternalError, MiniClaudeError, NotFound, StorageError, TrainerOutdated
 from mini_claude.models.catalog import BUILTIN
+from mini_claude.runtime.adapter_requests import VERIFICATION_SECONDS, Base, VerifyRequest
 from mini_claude.runtime.job_report import JobReport
 from mini_claude.runtime.launches import TrainerLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
-from mini_claude.runtime.short_process import Failure
+from mini_claude.runtime.short_process import ShortProcessEnded, ShortProcessKilled, run_short
 from mini_claude.types import ModelSource, ModelSpec
 from mini_claude.utils.config import Settings
+from mini_claude.utils.files import is_full
 from mini_claude.utils.logging import configure_logging, get_logger
+from mini_claude.utils.priority import lower_priority
 
 log = get_logger(__name__)
 
 NICE: Final = 10  # whoever chats meanwhile goes first
-CERTIFICATION_SECONDS: Final = 900.0
-_FAILED: Final = 3  # exit code of the certification when it reports an error of ours
+_CERTIFICATIONS: Final = 3  # of one adapter by one trainer, where the process of each is killed
 
 
 class TrainerServer:
@@ -59,10 +60,16 @@ class TrainerServer:
         except MiniClaudeError as error:
             log.warning("job.failed", job_id=self._job.id, code=error.code)
             self._jobs.finish(self._job.id, self._token, "failed", (type(error).__name__, error.info()))
-        except Exception:
+        except Exception as error:
             log.exception("job.failed", job_id=self._job.id)
-            fault = InternalError("Training failed unexpectedly; the log of its trainer says why.")
-            self._jobs.finish(self._job.id, self._token, "failed", ("InternalError", fault.info()))
+            fault: MiniClaudeError = InternalError("Training failed unexpectedly; the log of its trainer says why.")
+            if isinstance(error, OSError) and is_full(error):
+                folder = self._settings.data_dir
+                fault = StorageError(
+                    f"The disk of {folder} is full; free some space and resume the job, nothing is lost.",
+                    code="disk_full",
+                )
+            self._jobs.finish(self._job.id, self._token, "failed", (type(fault).__name__, fault.info()))
         else:
             state: JobState = "completed" if reference else "cancelled"
             self._jobs.finish(self._job.id, self._token, state, adapter=reference)
@@ -110,7 +117,13 @@ class TrainerServer:
     def _register_adapter(
         self, spec: ModelSpec, base: Path, output: Path, metrics: dict[str, float], sequences: list[tuple[int, ...]]
     ) -> str:
-        from mini_claude.training.adapter_folder import AdapterFacts, environment, weights_sha256, write_facts
+        from mini_claude.training.adapter_folder import (
+            AdapterFacts,
+            environment,
+            weights_sha256,
+            write_facts,
+            write_held_out,
+        )
 
         job = self._job
         arguments = {"lora_config": asdict(job.spec.lora), "training_args": asdict(job.spec.arguments)}
@@ -118,8 +131,9 @@ class TrainerServer:
             spec.name, weights_sha256(base), job.spec.dataset_sha256, arguments, metrics, environment()
         )
         write_facts(output, facts)
+        write_held_out(output, sequences)
         self._report.tell("log", message="Comparing the trainer, the engine and the exports.")
-        certificate = self._certify(spec, base, output, sequences)
+        certificate = self._certify(spec, output)
         if not certificate["passed"]:
             raise InternalError(
                 f"The adapter did not pass its parity check: {certificate['reason']}", code="parity_failed"
@@ -135,30 +149,25 @@ class TrainerServer:
         self._adapters.certify(version, certificate)
         return version.reference
 
-    def _certify(self, spec: ModelSpec, base: Path, output: Path, sequences: list[tuple[int, ...]]) -> dict[str, Any]:
-        """In a process of its own: it loads the model several times."""
-        request = {
-            "base_folder": str(base),
-            "adapter_folder": str(output),
-            "sequences": sequences,
-            "family": spec.family,
-        }
-        try:
-            done = subprocess.run(
-                [sys.executable, "-m", "mini_claude.runtime.certification"],
-                input=msgspec.json.encode(request) + b"\n",
-                stdout=subprocess.PIPE,
-                timeout=CERTIFICATION_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise InternalError("The parity check took too long.", code="parity_failed") from error
-        if done.returncode == _FAILED:
-            failure = msgspec.json.decode(done.stdout, type=Failure)
-            raise from_info(failure.error, failure.kind)
-        if done.returncode != 0:
-            raise InternalError(f"The parity check ended with exit code {done.returncode}.", code="parity_failed")
-        certificate: dict[str, Any] = msgspec.json.decode(done.stdout)
+    def _certify(self, spec: ModelSpec, output: Path) -> dict[str, Any]:
+        """In a process of its own: it loads the model several times. That this one is killed says nothing about the
+        adapter, so another is started."""
+        scratch = output.with_name("scratch")
+        request = VerifyRequest(Base(spec, str(self._settings.models_dir)), str(output), str(scratch))
+        for attempts_left in reversed(range(_CERTIFICATIONS)):
+            shutil.rmtree(scratch, ignore_errors=True)  # of a trainer or a process that was killed here
+            scratch.mkdir()
+            try:
+                answer = asyncio.run(run_short("verify_adapter", request, VERIFICATION_SECONDS))
+                break
+            except ShortProcessEnded as error:
+                if not attempts_left or not isinstance(error, ShortProcessKilled):
+                    message = f"The parity check came to no end: {error.message}."
+                    raise InternalError(message, code="parity_failed") from error
+                self._report.tell("log", message="The process of the comparison was killed; it is done again.")
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+        certificate: dict[str, Any] = msgspec.json.decode(answer)
         return certificate
 
     def _register_model(self, spec: ModelSpec, base: Path, output: Path) -> str:
@@ -189,7 +198,7 @@ def _sequences(examples: Any) -> list[tuple[int, ...]]:
 def main() -> None:
     """Entry point of the process: a `TrainerLaunch` as one line of JSON on standard input."""
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=TrainerLaunch)
-    os.nice(NICE)
+    lower_priority(NICE)
     settings = Settings.model_validate(launch.settings)
     configure_logging(settings, "trainer")
     database = Database(launch.database_url)

@@ -3,7 +3,6 @@
 Reading a stranger's file and tokenising it are done in short processes of their own (runtime/short_process.py).
 """
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -18,19 +17,21 @@ from anyio.to_thread import run_sync
 from mini_claude.data.dataset_store import DatasetStore, IncomingDataset
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.records import Dataset
-from mini_claude.errors import InvalidRequest, Overloaded
+from mini_claude.errors import InvalidRequest
 from mini_claude.models.catalog import valid_model_name
-from mini_claude.runtime.short_process import ShortProcessEnded, run_short
+from mini_claude.runtime.short_process import ShortProcessEnded, ShortWork
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
+from mini_claude.services.places import Places
 from mini_claude.training.doctor_report import DoctorReport, DoctorRequest, Examination
 from mini_claude.training.inspection import Inspection, InspectionRequest
 from mini_claude.utils.config import Settings
+from mini_claude.utils.threads import run_to_its_end
 
 INSPECTION_SECONDS: Final = 120.0
 EXAMINATION_SECONDS: Final = 600.0
 MAX_UPLOADS: Final = 4  # at once, in one worker: each holds a file that no quota counts yet
-MAX_WAITING: Final = 8  # short processes that wait for their turn
+MAX_WAITING: Final = 8  # short processes of a kind, the running one included
 DEFAULT_NAME: Final = "dataset"
 MAX_FILE_NAME: Final = 200
 _NOT_IN_A_NAME: Final = re.compile(r"[^a-z0-9._-]+")
@@ -44,10 +45,9 @@ class DatasetService:
         self._store = DatasetStore(settings.datasets_dir, settings.max_dataset_bytes, settings.dataset_quota_bytes)
         self._models = models
         self._settings = settings
-        self._num_uploads = 0
+        self._uploads = Places(MAX_UPLOADS, "uploads")
         # One short process of a kind a worker, since each of them can fill a core.
-        self._turns = {program: asyncio.Lock() for program in ("inspect", "doctor")}
-        self._num_waiting = dict.fromkeys(self._turns, 0)
+        self._short_work = {program: ShortWork(MAX_WAITING) for program in ("inspect", "doctor")}
 
     @asynccontextmanager
     async def receive(self, num_bytes: int = 0) -> AsyncIterator[IncomingDataset]:
@@ -55,18 +55,13 @@ class DatasetService:
 
         Its methods block. Raises `PayloadTooLarge` when it cannot fit, `Overloaded`, `StorageError`.
         """
-        if self._num_uploads >= MAX_UPLOADS:
-            raise Overloaded(f"{MAX_UPLOADS} uploads are under way: send this one after them.", retry_after=5.0)
-        self._num_uploads += 1
-        try:
+        with self._uploads.one():
             self._store.check_quota(num_bytes)
-            incoming = await run_sync(self._store.begin)
+            incoming = await run_to_its_end(self._store.begin, undo=IncomingDataset.discard)
             try:
                 yield incoming
             finally:
-                await run_sync(incoming.discard)
-        finally:
-            self._num_uploads -= 1
+                await run_to_its_end(incoming.discard)
 
     async def add(
         self, caller: Caller, incoming: IncomingDataset, file_name: str, name: str | None = None
@@ -100,7 +95,7 @@ class DatasetService:
             created_at=time.time(),
         )
         manifest = asdict(inspection) | {"sha256": sha256, "num_bytes": dataset.num_bytes}
-        return await run_sync(self._keep, incoming, manifest, dataset)
+        return await run_to_its_end(self._keep, incoming, manifest, dataset)
 
     async def list(self, caller: Caller) -> Sequence[Dataset]:
         """The caller's datasets by name."""
@@ -126,7 +121,7 @@ class DatasetService:
         settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url", "api_key"})
         request = DoctorRequest(str(path), dataset.num_rows, spec, wanted, settings)
         try:
-            answer = await self._short("doctor", request, EXAMINATION_SECONDS)
+            answer = await self._short_work["doctor"].run("doctor", request, EXAMINATION_SECONDS)
         except ShortProcessEnded as error:
             raise InvalidRequest(
                 f"The dataset cannot be examined with {spec.name!r}: {error.message}. Try a smaller max_length.",
@@ -136,7 +131,9 @@ class DatasetService:
 
     async def _inspect(self, incoming: IncomingDataset) -> Inspection:
         try:
-            answer = await self._short("inspect", InspectionRequest(str(incoming.path)), INSPECTION_SECONDS)
+            answer = await self._short_work["inspect"].run(
+                "inspect", InspectionRequest(str(incoming.path)), INSPECTION_SECONDS
+            )
         except ShortProcessEnded as error:
             raise InvalidRequest(
                 f"The file cannot be read: {error.message}. Send it in smaller parts, as JSONL.",
@@ -144,16 +141,6 @@ class DatasetService:
                 param="file",
             ) from error
         return msgspec.json.decode(answer, type=Inspection)
-
-    async def _short(self, program: str, request: object, seconds: float) -> bytes:
-        if self._num_waiting[program] >= MAX_WAITING:
-            raise Overloaded("Too many datasets are being read at the moment: try again soon.", retry_after=5.0)
-        self._num_waiting[program] += 1
-        try:
-            async with self._turns[program]:
-                return await run_short(program, request, seconds)
-        finally:
-            self._num_waiting[program] -= 1
 
     def _keep(self, incoming: IncomingDataset, manifest: dict[str, Any], dataset: Dataset) -> tuple[Dataset, bool]:
         with self._store.locked():

@@ -6,22 +6,24 @@ the database, and whoever watches reads from there. So any worker can show any j
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Final
 
 import msgspec
 from anyio.to_thread import run_sync
 
+from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.jobs import ENDED, JobRepository
 from mini_claude.data.records import Job, JobEvent
-from mini_claude.errors import InvalidRequest
+from mini_claude.errors import Conflict, InvalidRequest, NotFound
 from mini_claude.models.catalog import valid_model_name
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
-from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments
+from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments, check_trainable
 
 POLL_SECONDS: Final = 0.25
 EVENTS_PER_READ: Final = 500
@@ -32,6 +34,7 @@ class TrainingService:
 
     def __init__(self, database: Database, datasets: DatasetRepository, models: ModelService) -> None:
         self._jobs = JobRepository(database)
+        self._adapters = AdapterRepository(database)
         self._datasets = datasets
         self._models = models
         self._in_memory = database.in_memory
@@ -49,7 +52,8 @@ class TrainingService:
     ) -> tuple[Job, bool]:
         """A new pending job, and whether it is new (see `JobRepository.submit`).
 
-        Raises `NotFound` (model, dataset), `InvalidRequest`, `IdempotencyKeyReused`.
+        Raises `NotFound` (model, dataset), `InvalidRequest`, `Conflict` for an adapter's name that is another owner's,
+        `IdempotencyKeyReused`.
         """
         if self._in_memory:
             raise InvalidRequest(
@@ -57,10 +61,12 @@ class TrainingService:
                 "leave database_url out to use a file.",
                 code="database_in_memory",
             )
-        spec = await self._models.resolve(model)
+        with _told_as("model_name"):
+            spec = await self._models.resolve(model)
         if spec.name != model and model is not None and ":" in model:
             raise InvalidRequest("Train a base model; continuing an adapter is not supported.", param="model_name")
-        data = await run_sync(self._datasets.find, caller.owner, dataset)
+        with _told_as("dataset_path"):
+            data = await run_sync(self._datasets.find, caller.owner, dataset)
         name = adapter or data.name
         if not valid_model_name(name):
             raise InvalidRequest(
@@ -68,7 +74,9 @@ class TrainingService:
                 "not starting with a dot.",
                 param="adapter_name",
             )
-        _require_trainable(lora, arguments)
+        check_trainable(lora, arguments)
+        with _told_as("adapter_name"):
+            await run_sync(self._adapters.require_free, caller.owner, spec.name, name)
         job = JobSpec(spec.name, data.name, data.sha256, name, lora, arguments)
         body = hashlib.sha256(msgspec.json.encode(asdict(job), order="sorted")).hexdigest()
         return await run_sync(self._jobs.submit, caller.owner, job, body, idempotency_key)
@@ -107,16 +115,11 @@ class TrainingService:
                 await asyncio.sleep(POLL_SECONDS)
 
 
-def _require_trainable(lora: LoraSettings, arguments: TrainingArguments) -> None:
-    """Raises `InvalidRequest` for a quantised base with what cannot be learnt on it."""
-    if arguments.quantization is not None and arguments.method == "full":
-        raise InvalidRequest(
-            "Quantised weights cannot be trained themselves; use method lora, or leave quantization out.",
-            param="training_args.quantization",
-        )
-    if arguments.quantization == "nf4" and arguments.method == "lora" and lora.use_dora:
-        raise InvalidRequest(
-            "DoRA needs the norms of the base's weights; some processors keep 4-bit weights in a layout from "
-            "which PEFT reads wrong ones; use quantization int8, or leave use_dora out.",
-            param="lora_config.use_dora",
-        )
+@contextmanager
+def _told_as(field: str) -> Iterator[None]:
+    """Errors about what a field names carry the field's name."""
+    try:
+        yield
+    except (NotFound, Conflict) as error:
+        error.param = field
+        raise

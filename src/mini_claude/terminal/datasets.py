@@ -212,8 +212,9 @@ def _show_estimate(estimate: dict[str, Any]) -> None:
     minutes = estimate["seconds"] / 60
     shown = f"{minutes:.0f} minutes" if minutes >= 2 else f"{estimate['seconds']:.0f} seconds"
     console.print(
-        f"A job takes about {shown} ({estimate['num_steps']} steps, {estimate['tokens_per_second']:.0f} tokens/s) and "
-        f"{estimate['peak_memory_bytes'] / 1e9:.1f} GB of memory, as measured on this machine.",
+        f"Training takes about {shown} ({estimate['num_steps']} steps, {estimate['tokens_per_second']:.0f} tokens/s) "
+        f"and {estimate['peak_memory_bytes'] / 1e9:.1f} GB of memory, as measured on this machine. "
+        "The parity check at the end of a job comes on top.",
         style="bold",
         highlight=False,
     )

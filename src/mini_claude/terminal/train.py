@@ -108,6 +108,8 @@ def _line(event: dict[str, Any]) -> str | None:
     match event["type"]:
         case "evaluation":
             return f"held-out loss {data['eval_loss']:.4f} at step {data['step']}"
+        case "certificate":
+            return f"parity: {data['reason']}"
         case "log":
             return str(data["message"])
         case "state" if data.get("reason"):

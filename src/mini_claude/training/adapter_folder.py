@@ -1,4 +1,5 @@
-"""The folder of an adapter's version: PEFT's two files and beside them mini_claude.json, what made the weights.
+"""The folder of an adapter's version: PEFT's two files and beside them mini_claude.json, what made the weights, and
+held_out.json, some tokens of its data, those that training has not seen where it held any out.
 
 An adapter from elsewhere is checked, and its configuration is written anew from the values that were understood, so
 that nothing else of it gets in. Knows no torch.
@@ -14,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from mini_claude.errors import ModelLoadError
@@ -21,8 +23,10 @@ from mini_claude.models.adapter_files import CONFIG_FILE, WEIGHTS_FILE, AdapterF
 from mini_claude.models.model_files import check_model_folder, load_json_object
 from mini_claude.models.weight_files import TensorInfo
 from mini_claude.training.complete_folder import complete_folder
+from mini_claude.training.parity import bounded
 
 FACTS_FILE: Final = "mini_claude.json"
+HELD_OUT_FILE: Final = "held_out.json"  # of somebody's data, so no export has it
 
 _PACKAGES: Final = ("mini-claude", "torch", "transformers", "peft", "accelerate", "safetensors", "bitsandbytes")
 _CHUNK_BYTES: Final = 1 << 22
@@ -75,6 +79,22 @@ def read_facts(folder: Path) -> AdapterFacts:
         return AdapterFacts(**values)
     except TypeError as error:
         raise ModelLoadError(f"{folder / FACTS_FILE} is not of this version of Mini-Claude: {error}.") from error
+
+
+def write_held_out(folder: Path, sequences: Sequence[Sequence[int]]) -> None:
+    """Keep token ids for later parity certificates, as few as one needs."""
+    (folder / HELD_OUT_FILE).write_text(json.dumps(bounded(sequences)) + "\n")
+
+
+def read_held_out(folder: Path) -> tuple[tuple[int, ...], ...]:
+    """What `write_held_out` wrote; nothing for an imported adapter. Raises `ModelLoadError` for a damaged file."""
+    path = folder / HELD_OUT_FILE
+    if not path.exists():
+        return ()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=tuple[tuple[int, ...], ...])
+    except (OSError, msgspec.DecodeError) as error:
+        raise ModelLoadError(f"{path} is damaged; train the adapter again.") from error
 
 
 def check_adapter(folder: Path, base_folder: Path) -> AdapterFiles:

@@ -1,13 +1,14 @@
-"""An adapter as one GGUF file, which llama.cpp applies to a base model's GGUF while it runs."""
+"""An adapter as one GGUF file, which llama.cpp applies to a base model's GGUF while it runs. Knows no torch."""
 
 from contextlib import closing
 from pathlib import Path
 
 import gguf
-from safetensors import safe_open
+import numpy as np
 
 from mini_claude.errors import UnsupportedExport
-from mini_claude.models.adapter_files import WEIGHTS_FILE, tensor_name
+from mini_claude.models.adapter_files import tensor_name
+from mini_claude.models.adapter_tensors import read_adapter_tensors
 from mini_claude.training.adapter_folder import check_adapter
 from mini_claude.training.complete_folder import complete_file
 from mini_claude.training.gguf_layout import GGUFLayout
@@ -33,18 +34,16 @@ def write_adapter_gguf(base_folder: Path, adapter_folder: Path, target: Path) ->
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
-        with safe_open(adapter_folder / WEIGHTS_FILE, framework="pt") as tensors:
-            for layer in files.layers:
-                name = layout.name(f"{layer}.weight")
-                if name is None:
-                    raise UnsupportedExport(
-                        f"llama.cpp has no name for {layer}; export the merged safetensors instead."
-                    )
-                a = tensors.get_tensor(tensor_name(layer, "lora_A")).float()
-                b = layout.rows(layer, tensors.get_tensor(tensor_name(layer, "lora_B")).float())
-                rest = files.config.scale(layer) / (alpha / files.config.rank(layer))
-                writer.add_tensor(f"{name}.lora_a", a.contiguous().numpy())
-                writer.add_tensor(f"{name}.lora_b", (b * rest).contiguous().numpy())
+        tensors = read_adapter_tensors(adapter_folder)
+        for layer in files.layers:
+            name = layout.name(f"{layer}.weight")
+            if name is None:
+                raise UnsupportedExport(f"llama.cpp has no name for {layer}; export the merged safetensors instead.")
+            a = tensors[tensor_name(layer, "lora_A")]
+            b = layout.rows(layer, tensors[tensor_name(layer, "lora_B")])
+            rest = np.float32(files.config.scale(layer) / (alpha / files.config.rank(layer)))
+            writer.add_tensor(f"{name}.lora_a", a)
+            writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b * rest))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

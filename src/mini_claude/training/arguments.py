@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mini_claude.errors import InvalidRequest
 from mini_claude.types import DTypeName, Quantization
 
 Method = Literal["lora", "full"]  # with a quantised base, lora is QLoRA (Dettmers et al. 2023)
@@ -69,3 +70,24 @@ class JobSpec:
     adapter_name: str
     lora: LoraSettings = field(default_factory=LoraSettings)
     arguments: TrainingArguments = field(default_factory=TrainingArguments)
+
+
+def check_trainable(lora: LoraSettings, arguments: TrainingArguments) -> None:
+    """Raise `InvalidRequest` for settings that are each fine and cannot go together."""
+    if arguments.method == "full":
+        if arguments.quantization is not None:
+            raise InvalidRequest(
+                "Quantised weights cannot be trained themselves; use method lora, or leave quantization out.",
+                param="training_args.quantization",
+            )
+        if arguments.objective == "dpo":
+            raise InvalidRequest(
+                "DPO compares with the model as it was, which only an adapter leaves as it was; use method lora.",
+                param="training_args.method",
+            )
+    elif arguments.quantization == "nf4" and lora.use_dora:
+        raise InvalidRequest(
+            "DoRA needs the norms of the base's weights; some processors keep 4-bit weights in a layout from "
+            "which PEFT reads wrong ones; use quantization int8, or leave use_dora out.",
+            param="lora_config.use_dora",
+        )

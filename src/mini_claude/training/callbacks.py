@@ -3,7 +3,6 @@
 They run in the main process only, in the order in which they were given. An exception of an observer ends the run.
 """
 
-import errno
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from mini_claude.training.checkpoint import DamagedCheckpoint
 from mini_claude.training.complete_folder import complete_file
 from mini_claude.training.save_interval import SaveInterval
 from mini_claude.training.training_state import Evaluation, TrainingState
+from mini_claude.utils.files import is_full
 
 StopReason = Literal["cancelled", "early_stopping"]
 
@@ -204,7 +204,7 @@ class MetricsFileCallback(Callback):
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+            code = "disk_full" if is_full(error) else None
             raise StorageError(f"{self._path} cannot be written: {error}.", code=code) from error
 
     def _lines(self) -> Sequence[str]:

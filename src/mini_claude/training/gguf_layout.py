@@ -1,7 +1,7 @@
 """How llama.cpp calls and lays out a Hugging Face model's tensors in GGUF files.
 
 Names come from the `gguf` package. Two layouts differ: Llama's rotary embedding pairs neighbouring elements of a head
-there and the two halves of a head here, so rows of q and k trade places; GPT-2's Conv1D keeps [in, out].
+there and the two halves of a head here, so rows of q and k trade places; GPT-2's Conv1D keeps [in, out]. Torch-free.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import gguf
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from mini_claude.errors import UnsupportedExport
 from mini_claude.models.model_files import load_json_object
@@ -24,6 +25,8 @@ _ARCHITECTURES: Final[Mapping[str, gguf.MODEL_ARCH]] = {
     "gpt2": gguf.MODEL_ARCH.GPT2,
 }
 _CONV1D: Final = ("c_attn", "c_proj", "c_fc")
+
+Matrix = NDArray[np.float32]
 
 
 class GGUFLayout:
@@ -54,14 +57,14 @@ class GGUFLayout:
         name: str | None = self._names.get_name(tensor, try_suffixes=(".weight", ".bias"))
         return name
 
-    def rows(self, layer: str, matrix: torch.Tensor) -> torch.Tensor:
+    def rows(self, layer: str, matrix: Matrix) -> Matrix:
         """`matrix`, [out, any] of a layer ("model.layers.0.self_attn.q_proj"), with its rows in GGUF's order."""
         heads = self._heads.get(layer.rpartition(".")[2])
         if heads is None or self._architecture != gguf.MODEL_ARCH.LLAMA:
             return matrix
-        return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).transpose(1, 2).reshape(matrix.shape)
+        return matrix.reshape(heads, 2, -1, *matrix.shape[1:]).swapaxes(1, 2).reshape(matrix.shape)
 
-    def weight(self, layer: str, weight: torch.Tensor) -> torch.Tensor:
+    def weight(self, layer: str, weight: Matrix) -> Matrix:
         """A layer's weight as [out, in] with its rows in GGUF's order."""
         is_conv1d = self._architecture == gguf.MODEL_ARCH.GPT2 and layer.rpartition(".")[2] in _CONV1D
         return self.rows(layer, weight.T if is_conv1d else weight)

@@ -26,9 +26,13 @@ _NOISE_MULTIPLE: Final = 2.0
 
 
 class GGUFForms:
-    """The forms of one adapter. Each writes what it needs into a folder of its own and removes it."""
+    """The forms of one adapter. Each writes what it needs into a folder in `scratch_folder` and removes it."""
 
-    def __init__(self, base_gguf: Path | None, base_folder: Path, adapter_folder: Path) -> None:
+    def __init__(
+        self, base_gguf: Path | None, base_folder: Path, adapter_folder: Path, scratch_folder: str | None = None
+    ) -> None:
+        """`scratch_folder` None: the system's folder for such things."""
+        self._scratch_folder = scratch_folder
         self._base_gguf = base_gguf
         self._base_folder = base_folder
         self._adapter_folder = adapter_folder
@@ -43,24 +47,29 @@ class GGUFForms:
             Form("gguf_adapter_quantized", _TOLERANCE, self._read_adapter_quantized, _NOISE_MULTIPLE),
         )
 
+    @contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="mini-claude-", dir=self._scratch_folder) as folder:
+            yield Path(folder)
+
     @cached_property
     def _template(self) -> GGUFTemplate:
         return GGUFTemplate(self._base_gguf)
 
     def _read_adapter(self, windows: Sequence[Window]) -> Readings:
-        with _scratch() as folder:
+        with self._scratch() as folder:
             write_adapter_gguf(self._base_folder, self._adapter_folder, folder / "adapter.gguf")
             self._template.write(self._base_folder, None, folder / "base.gguf", "f32")
             return self._with_adapter(folder / "base.gguf", folder / "adapter.gguf", windows)
 
     def _read_merged(self, windows: Sequence[Window]) -> Readings:
-        with _scratch() as folder:
+        with self._scratch() as folder:
             self._template.write(self._base_folder, self._adapter_folder, folder / "merged.gguf", "f32")
             with open_llama_cpp(folder / "merged.gguf", self._vocab_size) as model:
                 return Readings([model.log_probs(window, adapter=False) for window in windows], base=None)
 
     def _read_adapter_quantized(self, windows: Sequence[Window]) -> Readings:
-        with _scratch() as folder:
+        with self._scratch() as folder:
             write_adapter_gguf(self._base_folder, self._adapter_folder, folder / "adapter.gguf")
             return self._with_adapter(self._template.path, folder / "adapter.gguf", windows)
 
@@ -72,9 +81,3 @@ class GGUFForms:
                 tuned.append(model.log_probs(window, adapter=True))
                 plain.append(model.log_probs(window, adapter=False))
             return Readings(tuned, plain)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="mini-claude-") as folder:
-        yield Path(folder)

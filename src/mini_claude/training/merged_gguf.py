@@ -7,23 +7,22 @@ anything but the weights. A model that did not come from a GGUF has no such file
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import gguf
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mini_claude.errors import ModelLoadError, UnsupportedExport
 from mini_claude.training.complete_folder import complete_file
 from mini_claude.training.gguf_layout import GGUFLayout
 from mini_claude.training.merged_weights import MergedWeights
-
-TensorType = Literal["f32", "f16", "q8_0"]  # of matrices; vectors stay as they are
+from mini_claude.types import MadeGGUF
 
 _TYPES: Final = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
 _WRITTEN_ANEW: Final = ("general.architecture", "general.file_type", "general.quantization_version")
@@ -42,7 +41,7 @@ class GGUFTemplate:
         self.path = base_gguf
         self._base = gguf.GGUFReader(base_gguf)
 
-    def write(self, base_folder: Path, adapter_folder: Path | None, target: Path, tensor_type: TensorType) -> None:
+    def write(self, base_folder: Path, adapter_folder: Path | None, target: Path, tensor_type: MadeGGUF) -> None:
         """Write the merged model, or without an adapter the base; `target` appears complete or not at all.
 
         `base_folder` was made from this file. Memory: about three times the largest tensor. Raises `UnsupportedExport`
@@ -69,7 +68,7 @@ class _Tensors:
     """What the new file holds, in the order of the base's."""
 
     def __init__(
-        self, base: gguf.GGUFReader, layout: GGUFLayout, weights: MergedWeights, tensor_type: TensorType
+        self, base: gguf.GGUFReader, layout: GGUFLayout, weights: MergedWeights, tensor_type: MadeGGUF
     ) -> None:
         self._layout = layout
         self._weights = weights
@@ -112,17 +111,14 @@ class _Tensors:
 
     def _matrix(self, name: str) -> NDArray[np.float32]:
         source = self._sources[name]
-        values = self._layout.weight(source.removesuffix(".weight"), self._weights.read(source).float())
+        values = self._layout.weight(source.removesuffix(".weight"), self._weights.read(source).float().numpy())
         if tuple(values.shape) != self._shape(name):
             raise ModelLoadError(f"The base's GGUF has another shape for {source}; was the model made from it?")
-        matrix: NDArray[np.float32] = values.contiguous().to(torch.float32).numpy()
-        return matrix
+        return np.ascontiguousarray(values)
 
     def _row_kind(self, row_length: int) -> gguf.GGMLQuantizationType:
-        """Rows that do not divide into blocks of 32 stay in 16 bits."""
-        if self._kind == gguf.GGMLQuantizationType.Q8_0 and row_length % gguf.GGML_QUANT_SIZES[self._kind][0]:
-            return gguf.GGMLQuantizationType.F16
-        return self._kind
+        """Rows that do not divide into blocks stay in 16 bits."""
+        return gguf.GGMLQuantizationType.F16 if row_length % gguf.GGML_QUANT_SIZES[self._kind][0] else self._kind
 
 
 def _copy_facts(base: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:

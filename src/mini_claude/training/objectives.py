@@ -6,11 +6,11 @@ DPO                      -log sigmoid(beta * margin), summed over pairs; a step 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from peft import PeftModel
-from torch.nn.functional import cross_entropy, logsigmoid
+from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel
 
 from mini_claude.training.arguments import TrainingArguments
@@ -89,10 +89,35 @@ class DirectPreferenceOptimization:
         return logprobs
 
 
+class _TargetLogprobs(torch.autograd.Function):
+    """log softmax(logits)[i, targets[i]], whose gradient is that of cross-entropy: one at the target minus softmax.
+
+    The logits of a row are its largest tensor. Here there are two of their size at the most, and one while the rest of
+    the model waits for its gradient; torch's own cross-entropy makes three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logprobs = torch.log_softmax(logits, dim=1)
+        chosen = logprobs.gather(1, targets[:, None])[:, 0]
+        ctx.save_for_backward(logprobs.exp_(), targets)
+        return chosen
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (grad,) = grads
+        softmax, targets = ctx.saved_tensors
+        grad_logits: torch.Tensor = softmax.mul_(-grad[:, None])  # in place: a second pass over it is an error
+        return grad_logits.scatter_add_(1, targets[:, None], grad[:, None]), None
+
+
 def _target_logprobs(model: Model, row: FlatRow) -> torch.Tensor:
     """Natural-log probability of each of the row's targets, [targets]."""
     logits = forward(model, row)
-    return -cross_entropy(logits, torch.tensor(row.targets, device=logits.device), reduction="none")
+    chosen: torch.Tensor = _TargetLogprobs.apply(  # type: ignore[no-untyped-call]
+        logits, torch.tensor(row.targets, device=logits.device)
+    )
+    return chosen
 
 
 def _answer_logprobs(model: Model, row: FlatRow) -> torch.Tensor:

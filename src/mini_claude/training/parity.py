@@ -94,9 +94,14 @@ class Certificate:
     seconds: float = 0.0
 
 
+def bounded(sequences: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """As much of the sequences as a certificate looks at."""
+    return tuple(tuple(sequence[:MAX_TOKENS]) for sequence in sequences if sequence)[:MAX_SEQUENCES]
+
+
 def windows_of(sequences: Sequence[Sequence[int]]) -> tuple[Window, ...]:
     """A bounded part of the held-out sequences. Raises `InvalidRequest` where there is none."""
-    cut = [tuple(sequence[:MAX_TOKENS]) for sequence in sequences if sequence][:MAX_SEQUENCES]
+    cut = bounded(sequences)
     if not cut:
         raise InvalidRequest("There are no held-out tokens to compare the forms of the model with.")
     return tuple(Window(token_ids, max(0, len(token_ids) - MAX_POSITIONS)) for token_ids in cut)

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.models.weights import load_weights
-from mini_claude.training.arguments import LoraSettings, Method, TrainingArguments
+from mini_claude.training.arguments import LoraSettings, TrainingArguments, check_trainable
 from mini_claude.training.attention import use_flat_rows
 from mini_claude.training.objectives import Model
 from mini_claude.types import DTypeName, LoadOptions
@@ -41,14 +41,6 @@ class FullFineTuning:
     """Every weight is trained; weights are float32 whatever the matmuls compute in, or small steps would be lost."""
 
     def __init__(self, arguments: TrainingArguments) -> None:
-        """Raises `InvalidRequest` for what needs frozen weights."""
-        if arguments.quantization is not None:
-            raise InvalidRequest("Quantised weights cannot be trained; use method lora.", param="quantization")
-        if arguments.objective == "dpo":
-            raise InvalidRequest(
-                "DPO compares with the model as it was, which only an adapter leaves as it was; use method lora.",
-                param="method",
-            )
         self._arguments = arguments
 
     def load(self, model_folder: Path, device: torch.device, dtype: DTypeName) -> Model:
@@ -118,8 +110,8 @@ class LowRankAdapter:
 
 def create_strategy(lora: LoraSettings, arguments: TrainingArguments) -> Strategy:
     """The strategy for `arguments.method`. Raises `InvalidRequest` for arguments that do not go with it."""
-    method: Method = arguments.method
-    return FullFineTuning(arguments) if method == "full" else LowRankAdapter(lora, arguments)
+    check_trainable(lora, arguments)
+    return FullFineTuning(arguments) if arguments.method == "full" else LowRankAdapter(lora, arguments)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, list[nn.Module]]:

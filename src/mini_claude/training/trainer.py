@@ -35,11 +35,12 @@ from mini_claude.training.schedule import learning_rate
 from mini_claude.training.snapshot import restore_snapshot, restore_weights, take_snapshot
 from mini_claude.training.strategies import trainable_parameters
 from mini_claude.training.training_state import TrainingState
+from mini_claude.utils.model_utils import map_large_memory, trim_heap
 
 logger = logging.getLogger(__name__)
 
 # Tokens computed at once. On a CPU, rows of this size keep the cores as busy as longer ones would, in less memory.
-_CPU_ROW_TOKENS: Final = 256
+_CPU_ROW_TOKENS: Final = 240
 _GPU_ROW_TOKENS: Final = 4096
 
 
@@ -107,6 +108,8 @@ class Trainer:
             parts = self._parameters, self._adamw, self._accelerator
             self.state = self._saved = restore_snapshot(checkpoint, self._run_id, *parts)
         self._model.train()
+        trim_heap()  # of what loading left
+        map_large_memory()
         started = RunStarted(
             num_steps=self._plan.num_steps,
             num_train_examples=len(self._train),

@@ -18,7 +18,7 @@ from pydantic_settings import (
 )
 
 from mini_claude.errors import InvalidRequest
-from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization
+from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization, ServedGGUF
 
 CONFIG_FILE_VARIABLE = "MINI_CLAUDE_CONFIG"
 NO_KEY_SENTENCE = (  # what `serve` says before it starts, and a server that was started without it to strangers
@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
+    linger_seconds: float = Field(
+        3.0,
+        ge=0,
+        le=86_400,
+        description="How long models stay loaded without any API worker, for one that restarts.",
+    )
     ping_seconds: float = Field(15.0, ge=0.05, le=300, description="Silence in a stream before a comment ping.")
     resume_seconds: float = Field(
         60.0,
@@ -84,7 +90,13 @@ class Settings(BaseSettings):
     )
 
     # engine
-    engine: EngineKind = Field("torch", description="Engine for newly loaded models; echo is for tests.")
+    engine: EngineKind = Field(
+        "torch",
+        description="Engine of models: auto is llama_cpp for GGUF files on a CPU, else torch; echo is for tests.",
+    )
+    gguf_type: ServedGGUF = Field(
+        "auto", description="What llama_cpp makes of a GGUF file's weights before it serves them; as_is: nothing."
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: DTypeName = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU.")
     quantization: Quantization | None = Field(None, description="int8 or nf4 (bitsandbytes); unset: none.")
@@ -97,6 +109,8 @@ class Settings(BaseSettings):
     # training
     max_dataset_bytes: int = Field(200_000_000, ge=1024, description="Largest file of training data.")
     dataset_quota_bytes: int = Field(2_000_000_000, ge=1024, description="All datasets together.")
+    max_adapter_bytes: int = Field(2_000_000_000, ge=1024, description="Largest adapter that may be imported.")
+    adapter_quota_bytes: int = Field(20_000_000_000, ge=1024, description="All imported adapters together.")
     max_running_jobs: int = Field(1, ge=1, le=64, description="Training jobs that run at once; more wait.")
 
     # logs
@@ -180,6 +194,7 @@ class Settings(BaseSettings):
             dtype=self.dtype,
             device=self.device,
             quantization=self.quantization,
+            gguf_type=self.gguf_type,
             kv_cache_tokens=self.kv_cache_tokens,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from pathlib import Path
 
 from mini_claude.types import GpuMemory
 
@@ -21,10 +22,29 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
     return tuple(memory)
 
 
+def has_gpu() -> bool:
+    """Whether torch would find a GPU; torch itself is not imported, which takes seconds, where there is no driver."""
+    drivers = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # Nvidia's, AMD's, and Windows' for its Linux
+    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def trim_heap() -> None:
     """Give memory that was freed back to the system, where the C library keeps it (glibc's `malloc_trim`)."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def map_large_memory() -> None:
+    """From now on take pieces of 8 MB or more from the system, and give them back when freed (`mallopt`).
+
+    Left to itself, glibc soon keeps such pieces on its heap, where smaller ones that live longer settle in their gaps.
+    """
+    if sys.platform == "linux" and (set_option := getattr(ctypes.CDLL(None), "mallopt", None)):
+        set_option(_M_MMAP_THRESHOLD, 2**23)
 
 
 def reuse_freed_memory() -> None:

@@ -1,11 +1,12 @@
-"""A file that is uploaded as multipart/form-data (RFC 7578), handed on while it arrives.
+"""Files that are uploaded as multipart/form-data (RFC 7578), handed on while they arrive.
 
-The body of this one address is not read by access.py: its bounds in size and time are here. What a client calls its
-file is a text like any other and never becomes a path.
+The bodies of these few addresses are not read by access.py: their bounds in size and time are here. What a client calls
+its file is a text like any other and never becomes a path.
 """
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from anyio.to_thread import run_sync
@@ -17,36 +18,50 @@ from starlette.types import Scope
 from mini_claude.errors import PayloadTooLarge
 from mini_claude.web.error_handlers import HTTPStatusError, WrongShape
 
-UPLOAD_PATH: Final = "/api/v1/datasets"
+DATASETS_PATH: Final = "/api/v1/datasets"
+ADAPTERS_PATH: Final = "/api/v1/models/adapters"
 FORM_BYTES: Final = 65_536  # what a form may hold besides its file
 IDLE_SECONDS: Final = 30.0
 MIN_BYTES_PER_SECOND: Final = 65_536  # on the whole
 _MAX_FIELD_BYTES: Final = 1024
 _WRITE_BYTES: Final = 1_048_576  # handed to a thread at once
-_SHAPE: Final = "Send multipart/form-data with the file as `file` and, if you like, the dataset's `name`."
+
+
+@dataclass(frozen=True, slots=True)
+class FormShape:
+    """What an upload has to consist of. All files are required, and no field is."""
+
+    files: tuple[str, ...]  # the main one first
+    fields: tuple[str, ...]
+    limit: str  # the setting that bounds the size
+    sentence: str  # what to send
 
 
 def is_upload(scope: Scope) -> bool:
     """Whether this request's body is read here."""
-    return bool(scope["method"] == "POST" and scope["path"] == UPLOAD_PATH)
+    return bool(scope["method"] == "POST" and scope["path"] in (DATASETS_PATH, ADAPTERS_PATH))
 
 
-def announced_bytes(request: Request, max_bytes: int) -> int:
+def announced_bytes(request: Request, shape: FormShape, max_bytes: int) -> int:
     """The length that the request announces, 0 where it says none. Raises `PayloadTooLarge`."""
     announced = request.headers.get("content-length", "0")
     plausible = announced.isascii() and announced.isdigit() and len(announced) <= 15
     if not plausible or int(announced) > max_bytes + FORM_BYTES:
-        raise _too_large(max_bytes)
+        raise _too_large(shape, max_bytes)
     return int(announced)
 
 
-async def receive_upload(request: Request, write: Callable[[bytes], None], max_bytes: int) -> "UploadForm":
-    """Give the form's file to `write`, which may block, as it comes; the form's other fields.
+async def receive_upload(
+    request: Request, shape: FormShape, write: Callable[[str, bytes], None], max_bytes: int
+) -> "UploadForm":
+    """Give what comes of each of the form's files to `write`, which may block; the form's other fields.
+
+    `max_bytes` bounds all files together.
 
     Raises `WrongShape` for a form that is none, `PayloadTooLarge`, `StorageError`, `HTTPStatusError` 408 for a body
     that is too slow, `ClientDisconnect`.
     """
-    form = UploadForm(request.headers.get("content-type", ""))
+    form = UploadForm(request.headers.get("content-type", ""), shape)
     body = aiter(request.stream())
     now = asyncio.get_running_loop().time
     started = now()
@@ -60,34 +75,41 @@ async def receive_upload(request: Request, write: Callable[[bytes], None], max_b
                 break
             num_bytes += len(chunk)
             if num_bytes > max_bytes + FORM_BYTES:
-                raise _too_large(max_bytes)
+                raise _too_large(shape, max_bytes)
             form.feed(chunk)
-            if len(form.content) >= _WRITE_BYTES:
-                await run_sync(write, form.take_content())
+            if form.num_held >= _WRITE_BYTES:
+                await run_sync(_write_all, write, form.take_content())
     except TimeoutError as error:
         raise HTTPStatusError(408, "The file did not arrive in time: send it faster.", "request_timeout") from error
     form.close()
-    await run_sync(write, form.take_content())
+    await run_sync(_write_all, write, form.take_content())
     return form
 
 
-def _too_large(max_bytes: int) -> PayloadTooLarge:
+def _write_all(write: Callable[[str, bytes], None], pieces: list[tuple[str, bytes]]) -> None:
+    for part, data in pieces:
+        write(part, data)
+
+
+def _too_large(shape: FormShape, max_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"The file is larger than {max_bytes} bytes (max_dataset_bytes): split it.",
-        param="file",
+        f"The upload is larger than {max_bytes} bytes ({shape.limit}): make it smaller.", param=shape.files[0]
     )
 
 
 class UploadForm:
-    """Parses the form piece by piece. `content` holds what has come of the file since it was last taken."""
+    """Parses the form piece by piece, and holds what has come of its files since that was last taken."""
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, shape: FormShape) -> None:
+        """Raises `WrongShape` for a content type that is no form's."""
+        self._shape = shape
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not boundary:
-            raise WrongShape(_SHAPE, code="invalid_form", param="file")
-        self.file_name: str | None = None
-        self.content = bytearray()
+            raise WrongShape(shape.sentence, code="invalid_form", param=shape.files[0])
+        self.file_names: dict[str, str] = {}
+        self.num_held = 0  # bytes
+        self._content: list[tuple[str, bytearray]] = []
         self._fields: dict[str, bytearray] = {}
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -108,12 +130,11 @@ class UploadForm:
                 },
             )
         except FormParserError as error:
-            raise WrongShape(_SHAPE, code="invalid_form", param="file") from error
+            raise WrongShape(shape.sentence, code="invalid_form", param=shape.files[0]) from error
 
-    @property
-    def name(self) -> str | None:
-        """The dataset's name, where one was sent."""
-        field = self._fields.get("name")
+    def field(self, name: str) -> str | None:
+        """The field's text, None where it was not sent or is empty."""
+        field = self._fields.get(name)
         return None if not field else field.decode("utf-8", "replace")
 
     def feed(self, data: bytes) -> None:
@@ -121,20 +142,29 @@ class UploadForm:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise WrongShape(f"The form is broken. {_SHAPE}", code="invalid_form", param="file") from error
+            raise WrongShape(
+                f"The form is broken. {self._shape.sentence}", code="invalid_form", param=self._shape.files[0]
+            ) from error
 
-    def take_content(self) -> bytes:
-        """What has come of the file, once."""
-        content = bytes(self.content)
-        self.content.clear()
+    def take_content(self) -> list[tuple[str, bytes]]:
+        """What has come of the files, once: pieces in order, each with its file's part of the form."""
+        content = [(part, bytes(data)) for part, data in self._content]
+        self._content.clear()
+        self.num_held = 0
         return content
 
     def close(self) -> None:
-        """The body is over. Raises `WrongShape` when the form is not, or has no file."""
+        """The body is over. Raises `WrongShape` when the form is not, or lacks a file."""
         if not self._ended:
-            raise WrongShape("The form ends in the middle: send all of it.", code="invalid_form", param="file")
-        if self.file_name is None:
-            raise WrongShape(f"'file' is required. {_SHAPE}", code="missing_required_parameter", param="file")
+            raise WrongShape(
+                "The form ends in the middle: send all of it.", code="invalid_form", param=self._shape.files[0]
+            )
+        if missing := [part for part in self._shape.files if part not in self.file_names]:
+            raise WrongShape(
+                f"'{missing[0]}' is required. {self._shape.sentence}",
+                code="missing_required_parameter",
+                param=missing[0],
+            )
 
     def _begin_part(self) -> None:
         self._disposition = b""
@@ -152,19 +182,25 @@ class UploadForm:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._disposition.decode("latin-1"))
         part = options.get(b"name", b"").decode("utf-8", "replace")
-        if part not in ("file", "name"):
-            raise WrongShape(f"Unknown parameter: '{part[:64]}'. {_SHAPE}", code="unknown_parameter", param=part[:64])
-        if part in self._fields or (part == "file" and self.file_name is not None):
+        if part not in self._shape.files + self._shape.fields:
+            raise WrongShape(
+                f"Unknown parameter: '{part[:64]}'. {self._shape.sentence}", code="unknown_parameter", param=part[:64]
+            )
+        if part in self._fields or part in self.file_names:
             raise WrongShape(f"'{part}' was sent twice.", code="invalid_form", param=part)
         self._part = part
-        if part == "file":
-            self.file_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        if part in self._shape.files:
+            self.file_names[part] = options.get(b"filename", b"").decode("utf-8", "replace")
+            self._content.append((part, bytearray()))
         else:
             self._fields[part] = bytearray()
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._part == "file":
-            self.content += data[start:end]
+        if self._part in self._shape.files:
+            if not self._content:  # the earlier pieces have been taken
+                self._content.append((self._part, bytearray()))
+            self._content[-1][1].extend(data[start:end])
+            self.num_held += end - start
             return
         self._fields[self._part] += data[start:end]
         if len(self._fields[self._part]) > _MAX_FIELD_BYTES:

@@ -9,9 +9,16 @@ from mini_claude.training.doctor_report import DoctorReport
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of
 from mini_claude.web.schemas.datasets import UPLOAD_FORM, DatasetList, DatasetPublic, PreviewRequest
 from mini_claude.web.streaming import unless_gone
-from mini_claude.web.upload import UPLOAD_PATH, announced_bytes, receive_upload
+from mini_claude.web.upload import DATASETS_PATH, FormShape, announced_bytes, receive_upload
 
-router = APIRouter(prefix=UPLOAD_PATH, tags=["datasets"], dependencies=[Depends(caller_of)])
+UPLOAD = FormShape(
+    ("file",),
+    ("name",),
+    "max_dataset_bytes",
+    "Send multipart/form-data with the file as `file` and, if you like, the dataset's `name`.",
+)
+
+router = APIRouter(prefix=DATASETS_PATH, tags=["datasets"], dependencies=[Depends(caller_of)])
 
 
 @router.post("", status_code=201, openapi_extra=UPLOAD_FORM)
@@ -29,10 +36,11 @@ async def upload_dataset(
 
 async def _upload(request: Request, services: Services, caller: Caller) -> tuple[Dataset, bool]:
     max_bytes = services.settings.max_dataset_bytes
-    num_bytes = announced_bytes(request, max_bytes)
+    num_bytes = announced_bytes(request, UPLOAD, max_bytes)
     async with services.datasets.receive(num_bytes) as incoming:
-        form = await receive_upload(request, incoming.write, max_bytes)
-        return await unless_gone(request, services.datasets.add(caller, incoming, form.file_name or "", form.name))
+        form = await receive_upload(request, UPLOAD, lambda _, data: incoming.write(data), max_bytes)
+        adding = services.datasets.add(caller, incoming, form.file_names["file"], form.field("name"))
+        return await unless_gone(request, adding)
 
 
 @router.get("")

@@ -1,0 +1,307 @@
+"""A GGUF file as a step model: llama.cpp computes on the CPU, and its cache holds the keys and values.
+
+llama.cpp's cache is one pool of cells, and a cell belongs to any number of sequences: so a prefix that two entries
+share is there once, and copying one costs nothing. An adapter applies to all that is computed at once, so a step is as
+many calls as there are adapters in it.
+"""
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable
+from contextlib import closing
+from ctypes import POINTER, c_float, c_int8, c_int32, c_void_p
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+import gguf
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from mini_claude.engine.array_sampler import ArraySampler
+from mini_claude.engine.kv_cache import CacheEntry
+from mini_claude.engine.llama_cpp_library import (
+    FLASH_ATTENTION,
+    LOAD_WITHOUT_MAPPING,
+    Batch,
+    LlamaCppError,
+    LlamaCppLibrary,
+    llama_cpp_library,
+)
+from mini_claude.engine.scheduler import ScheduledChunk
+from mini_claude.engine.sequence import SampledToken
+from mini_claude.errors import InternalError, ModelLoadError, UnsupportedExport
+from mini_claude.models.weight_files import read_gguf_header
+from mini_claude.types import AdapterRef, LoadOptions
+from mini_claude.utils.files import storage_errors
+
+MAX_ENTRIES: Final = 256  # LLAMA_MAX_SEQ
+_ALL: Final = -1  # positions or sequences, in arguments of the memory's functions
+
+WriteAdapter = Callable[[Path, Path], None]  # PEFT's folder, and the GGUF file that it is to become
+
+
+class LlamaCppStorage:
+    """Cache entries as numbered sequences of llama.cpp's memory. See `CacheStorage`."""
+
+    def __init__(self, library: LlamaCppLibrary, memory: int, num_sequences: int) -> None:
+        self._library = library
+        self._memory = memory
+        self._free = list(reversed(range(num_sequences)))
+        self._sequences: dict[CacheEntry, int] = {}
+
+    def sequence(self, entry: CacheEntry) -> int:
+        """The entry's number; a new entry gets a free one."""
+        if entry not in self._sequences:
+            self._sequences[entry] = self._free.pop()
+        return self._sequences[entry]
+
+    def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
+        """See `CacheStorage`."""
+        self._library.memory_seq_cp(self._memory, self.sequence(source), self.sequence(target), 0, num_tokens)
+
+    def truncate(self, entry: CacheEntry, num_tokens: int) -> None:
+        """See `CacheStorage`."""
+        self._library.memory_seq_rm(self._memory, self.sequence(entry), num_tokens, _ALL)
+
+    def free(self, entry: CacheEntry) -> None:
+        """See `CacheStorage`."""
+        if entry in self._sequences:  # else it ended before its first step
+            sequence = self._sequences.pop(entry)
+            self._library.memory_seq_rm(self._memory, sequence, _ALL, _ALL)
+            self._free.append(sequence)
+
+
+class _Tokens:
+    """The arrays behind a `Batch`, filled anew for each call."""
+
+    def __init__(self, capacity: int) -> None:
+        self.token_ids = np.zeros(capacity, np.int32)
+        self.positions = np.zeros(capacity, np.int32)
+        self.sequences = np.zeros(capacity, np.int32)
+        self.is_wanted = np.zeros(capacity, np.int8)
+        self._one_each = np.ones(capacity, np.int32)
+        places = range(self.sequences.ctypes.data, self.sequences.ctypes.data + 4 * capacity, 4)
+        self._each_sequence = (POINTER(c_int32) * capacity)(*(ctypes.cast(place, POINTER(c_int32)) for place in places))
+
+    def batch(self, num_tokens: int) -> Batch:
+        """The first `num_tokens` of them."""
+        return Batch(
+            num_tokens,
+            self.token_ids.ctypes.data_as(POINTER(c_int32)),
+            None,
+            self.positions.ctypes.data_as(POINTER(c_int32)),
+            self._one_each.ctypes.data_as(POINTER(c_int32)),
+            self._each_sequence,
+            self.is_wanted.ctypes.data_as(POINTER(c_int8)),
+        )
+
+
+class AdapterFile:
+    """An adapter as a GGUF file in a private folder, which goes away with this object or by `remove`."""
+
+    def __init__(self) -> None:
+        """Raises `StorageError`."""
+        with storage_errors(Path(tempfile.gettempdir())):
+            folder = tempfile.mkdtemp(prefix="mini-claude-")
+        self.path = Path(folder, "adapter.gguf")
+        self.remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+
+
+class LlamaCppModel:
+    """See `StepModel` for the contract of its methods."""
+
+    def __init__(
+        self, gguf_file: Path, vocab_size: int, options: LoadOptions, write_adapter: WriteAdapter | None = None
+    ) -> None:
+        """`vocab_size` as for `TorchModel`. Without `write_adapter`, adapters are refused.
+
+        Raises `ModelLoadError` for a file, or a kind of model, that cannot be run here.
+        """
+        if options.max_num_seqs > MAX_ENTRIES // 2:
+            raise ModelLoadError(f"llama.cpp takes a max_num_seqs of {MAX_ENTRIES // 2} at the most; set it lower.")
+        self._library = llama_cpp_library()
+        self._write_adapter = write_adapter
+        self._adapters: dict[AdapterRef, int] = {}
+        self._applied: AdapterRef | None = None
+        self._vocab_size = vocab_size
+        self._max_num_seqs = options.max_num_seqs
+        self._sampler = ArraySampler()
+        self._tokens = _Tokens(options.max_num_batched_tokens)
+        with self._library.telling(str(gguf_file)):
+            self._model = self._load(gguf_file, options.kv_cache_tokens)
+            room = _largest_adapter(self._library, self._model, gguf_file)
+            self._context = self._make_context(options)
+            self._library.adapter_lora_free(room)
+        self._row_size: int = self._library.vocab_n_tokens(self._library.model_get_vocab(self._model))
+        if self._row_size < vocab_size:
+            raise ModelLoadError(f"{gguf_file} has {self._row_size} tokens and its tokenizer {vocab_size}.")
+        self._storage = LlamaCppStorage(self._library, self._library.get_memory(self._context), MAX_ENTRIES)
+
+    @property
+    def storage(self) -> LlamaCppStorage:
+        """See `StepModel.storage`."""
+        return self._storage
+
+    @property
+    def max_idle_prefixes(self) -> int:
+        """See `StepModel.max_idle_prefixes`."""
+        return MAX_ENTRIES - self._max_num_seqs
+
+    def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
+        """See `StepModel.step`."""
+        sampled: dict[ScheduledChunk, SampledToken | InternalError] = {}
+        by_adapter = sorted(chunks, key=_adapter_name)
+        for _, group in groupby(by_adapter, key=_adapter_name):
+            together = list(group)
+            completing = [chunk for chunk in together if chunk.completes]
+            logits = self._run(together, len(completing))
+            sequences = [chunk.sequence for chunk in completing]
+            sampled |= zip(completing, self._sampler.sample(logits, sequences), strict=True)
+        return [sampled[chunk] for chunk in chunks if chunk.completes]
+
+    def read_adapter(self, folder: Path) -> "AdapterFile":
+        """See `StepModel.read_adapter`; also raises `StorageError`."""
+        if self._write_adapter is None:
+            raise ModelLoadError("This model takes no adapters.")
+        converted = AdapterFile()
+        try:
+            self._write_adapter(folder, converted.path)
+        except UnsupportedExport as error:
+            raise ModelLoadError(
+                f"llama.cpp cannot run this adapter; set engine to torch. {error.message}", code="unsupported_adapter"
+            ) from error
+        return converted
+
+    def add_adapter(self, adapter: AdapterRef, weights: "AdapterFile") -> None:
+        """See `StepModel.add_adapter`."""
+        with self._library.telling(adapter.name):
+            loaded = _not_null(self._library.adapter_lora_init(self._model, bytes(weights.path)))
+        weights.remove()
+        self._adapters[adapter] = loaded
+
+    def remove_adapter(self, adapter: AdapterRef) -> None:
+        """See `StepModel.remove_adapter`."""
+        if adapter in self._adapters:
+            if self._applied == adapter:
+                self._apply(None)
+            self._library.adapter_lora_free(self._adapters.pop(adapter))
+
+    def close(self) -> None:
+        """See `StepModel.close`."""
+        self._library.free(self._context)
+        self._library.model_free(self._model)  # and its adapters
+
+    def _run(self, chunks: list[ScheduledChunk], num_completing: int) -> NDArray[np.float32]:
+        """Read chunks of one adapter. Logits [completing, vocabulary], valid until the next call."""
+        self._apply(chunks[0].sequence.request.adapter)
+        tokens, end = self._tokens, 0
+        for chunk in chunks:
+            assert chunk.sequence.entry is not None
+            start, end = end, end + chunk.num_tokens
+            tokens.token_ids[start:end] = chunk.token_ids
+            tokens.positions[start:end] = range(chunk.start, chunk.start + chunk.num_tokens)
+            tokens.sequences[start:end] = self._storage.sequence(chunk.sequence.entry)
+            tokens.is_wanted[start:end] = 0
+            tokens.is_wanted[end - 1] = chunk.completes
+        code = self._library.decode(self._context, tokens.batch(end))
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code} for {end} tokens of {len(chunks)} sequences")
+        if not num_completing:
+            return np.empty((0, self._vocab_size), np.float32)
+        rows = np.ctypeslib.as_array(self._library.get_logits(self._context), (num_completing, self._row_size))
+        return rows[:, : self._vocab_size]
+
+    def _apply(self, adapter: AdapterRef | None) -> None:
+        """Let an adapter, or none, change what is computed from here on."""
+        if adapter == self._applied:
+            return
+        adapters = [] if adapter is None else [self._adapters[adapter]]
+        scales = [1.0] * len(adapters)
+        code = self._library.set_adapters_lora(
+            self._context, (c_void_p * len(adapters))(*adapters), len(adapters), (c_float * len(scales))(*scales)
+        )
+        if code != 0:
+            raise RuntimeError(f"llama_set_adapters_lora returned {code} for {adapter}")
+        self._applied = adapter
+
+    def _load(self, gguf_file: Path, num_cache_tokens: int) -> int:
+        _check_memory(gguf_file, num_cache_tokens)
+        params = self._library.model_default_params()
+        params.n_gpu_layers = 0
+        params.load_mode = LOAD_WITHOUT_MAPPING  # most weights are laid out anew: mapped as well, they were there twice
+        model = _not_null(self._library.model_load_from_file(bytes(gguf_file), params))
+        if self._library.model_is_recurrent(model) or self._library.model_is_hybrid(model):
+            raise LlamaCppError("its state is not made of tokens, so no part of it can be forgotten or shared")
+        return model
+
+    def _make_context(self, options: LoadOptions) -> int:
+        params = self._library.context_default_params()
+        params.n_ctx = options.kv_cache_tokens
+        params.n_batch = params.n_ubatch = options.max_num_batched_tokens
+        params.n_seq_max = MAX_ENTRIES
+        params.n_outputs_max = MAX_ENTRIES  # it wants room for one of each sequence
+        params.n_threads = params.n_threads_batch = options.num_threads or _num_cores()
+        params.flash_attn_type = FLASH_ATTENTION
+        params.kv_unified = True
+        return _not_null(self._library.init_from_model(self._model, params))
+
+
+def _adapter_name(chunk: ScheduledChunk) -> str:
+    adapter = chunk.sequence.request.adapter
+    return "" if adapter is None else f"{adapter.name} {adapter.folder}"
+
+
+def _largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) -> int:
+    """An adapter of rank 1 that changes nothing on all layers that one can change.
+
+    A context reserves as many graph nodes as the adapters need that are there when it is made. With this one there, it
+    has room for any that comes later, and aborts the whole process for none.
+    """
+    file = AdapterFile()
+    architecture = ctypes.create_string_buffer(64)
+    library.model_meta_val_str(model, gguf.Keys.General.ARCHITECTURE.encode(), architecture, len(architecture))
+    with storage_errors(file.path), closing(gguf.GGUFWriter(file.path, architecture.value.decode())) as writer:
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, 1.0)
+        for name, tensor in read_gguf_header(gguf_file).items():
+            if name.startswith("blk.") and len(tensor.shape) == 2:
+                num_in, num_out = tensor.shape
+                writer.add_tensor(f"{name}.lora_a", np.zeros((1, num_in), np.float32))
+                writer.add_tensor(f"{name}.lora_b", np.zeros((num_out, 1), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return _not_null(library.adapter_lora_init(model, bytes(file.path)))
+
+
+def _check_memory(gguf_file: Path, num_cache_tokens: int) -> None:
+    """Before anything is read. Keys and values have two bytes for each output of the layers that make them."""
+    keys_and_values = ("attn_k.weight", "attn_v.weight")
+    outputs = [t.shape[1] for name, t in read_gguf_header(gguf_file).items() if name.endswith(keys_and_values)]
+    needed = gguf_file.stat().st_size + 2 * num_cache_tokens * sum(outputs)
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise ModelLoadError(
+            f"Loading {gguf_file} needs {needed / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free; unload another "
+            "model, or set kv_cache_tokens lower.",
+            code="insufficient_memory",
+        )
+
+
+def _num_cores() -> int:
+    """Physical ones, as far as this process may use them."""
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or allowed, allowed)
+
+
+def _not_null(pointer: int | None) -> int:
+    if pointer is None:
+        raise LlamaCppError("it gives no reason")
+    return pointer

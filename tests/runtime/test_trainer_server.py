@@ -1,0 +1,100 @@
+"""A whole job in this process, on a disk that fills up at one write after another."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mini_claude.data.database import Database
+from mini_claude.data.dataset_store import DatasetStore
+from mini_claude.data.datasets import DatasetRepository
+from mini_claude.data.jobs import JobRepository
+from mini_claude.data.models import ModelRepository
+from mini_claude.data.records import Dataset, Job
+from mini_claude.runtime.launches import TrainerLaunch
+from mini_claude.runtime.trainer_server import TrainerServer
+from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments
+from mini_claude.types import ModelSource, ModelSpec
+from mini_claude.utils.config import Settings
+
+from ..training.faulty_disk import FaultyDisk
+from ..training.tiny_adapters import save_base
+
+OWNER = "me"
+ROWS = b"".join(json.dumps([f"who {number}", "the cat"]).encode() + b"\n" for number in range(24))
+ARGUMENTS = TrainingArguments(max_steps=3, save_steps=1, learning_rate=0.01, max_length=64)
+
+
+class Workplace:
+    """A data directory with a dataset, the model `tiny` and jobs of both."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = Settings(data_dir=folder / "data")
+        self.database = Database(self.settings.effective_database_url)
+        self.database.migrate()
+        self.jobs = JobRepository(self.database)
+        source = ModelSource("folder", str(save_base(folder / "tiny")))
+        ModelRepository(self.database).add(ModelSpec("tiny", "causal_lm", (source,)))
+        self.sha256 = self._add_dataset()
+
+    def _add_dataset(self) -> str:
+        store = DatasetStore(self.settings.datasets_dir, 10**6, 10**6)
+        incoming = store.begin()
+        incoming.write(ROWS)
+        sha256 = incoming.finish(".jsonl")
+        with store.locked(), store.kept(incoming, {"sha256": sha256, "container": "jsonl"}):
+            dataset = Dataset(
+                "rows", OWNER, sha256, "rows.jsonl", "jsonl", "dialogue", len(ROWS), 24, 0, (), time.time()
+            )
+            DatasetRepository(self.database).add(dataset)
+        incoming.discard()
+        return sha256
+
+    def submit(self, name: str) -> str:
+        spec = JobSpec("tiny", "rows", self.sha256, name, LoraSettings(r=4), ARGUMENTS)
+        return self.jobs.submit(OWNER, spec, name, None)[0].id
+
+    def run(self, job_id: str) -> Job:
+        """As the queue and a trainer process do it."""
+        claimed = self.jobs.claim(1)
+        assert claimed is not None
+        assert claimed.id == job_id
+        assert claimed.token is not None
+        launch = TrainerLaunch(job_id, claimed.token, {}, "")
+        TrainerServer(launch, self.settings, self.database).run()
+        return self.jobs.get(OWNER, job_id)
+
+    def weights(self, job_id: str) -> bytes:
+        return (self.settings.adapters_dir / job_id / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+def test_a_job_on_a_full_disk_says_so_and_ends_as_if_nothing_had_been_when_there_is_room(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = workplace.submit("one")
+    with monkeypatch.context() as patch:
+        disk = FaultyDisk(patch, workplace.settings.data_dir, None)
+        assert workplace.run(undisturbed).state == "completed"
+    total = disk.num_operations
+    assert total > 40
+    job_id = workplace.submit("two")
+    for fails_at in (*range(1, total, total // 6), 3, 2, 1):  # late ones again: each run begins further on
+        with monkeypatch.context() as patch:
+            disk = FaultyDisk(patch, workplace.settings.data_dir, fails_at)
+            job = workplace.run(job_id)
+        if job.state == "completed":
+            break
+        assert job.error is not None
+        assert (job.state, job.error[1].code) == ("failed", "disk_full"), job.error
+        workplace.jobs.resume(OWNER, job_id)
+    else:
+        job = workplace.run(job_id)
+    assert job.state == "completed"
+    assert job.adapter == "tiny:two@1"
+    assert workplace.weights(job_id) == workplace.weights(undisturbed)
