@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from mini_claude.errors import InvalidRequest, ModelLoadError, UnsupportedRole
 from mini_claude.models.base_model import RenderedPrompt
 from mini_claude.models.causal_lm import FALLBACK_TEMPLATE, CausalLM
+from mini_claude.models.tokenizer_files import TokenizerSummary
 from mini_claude.types import Message, Role
 
 from .conftest import MakeTokenizer
@@ -184,13 +185,13 @@ def case(request: pytest.FixtureRequest, make_tokenizer: MakeTokenizer) -> Case:
     style = STYLES[request.param]
     base: Tokenizer = request.getfixturevalue(style.base)
     tokenizer = make_tokenizer(base, style.template, style.special, style.shown, **style.roles)
-    return Case(style, CausalLM("tiny", tokenizer, context_length=128), tokenizer)
+    return Case(style, CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128), tokenizer)
 
 
 def chatml(make_tokenizer: MakeTokenizer, base: Tokenizer, template: str | None = CHATML) -> Case:
     style = STYLES["chatml"]
     tokenizer = make_tokenizer(base, template, style.special, eos_token="<|im_end|>")
-    return Case(style, CausalLM("tiny", tokenizer, context_length=128), tokenizer)
+    return Case(style, CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128), tokenizer)
 
 
 CONVERSATION = [
@@ -303,7 +304,7 @@ def test_qwen3_strips_thinking_from_history_and_trains_it_in_the_last_turn(
 ) -> None:
     style = STYLES["qwen3"]
     tokenizer = make_tokenizer(byte_level, style.template, style.special, style.shown, **style.roles)
-    case = Case(style, CausalLM("tiny", tokenizer, context_length=128), tokenizer)
+    case = Case(style, CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128), tokenizer)
     thinking = "<think>\nI am the model\n</think>\n\nParis"
     messages = [
         Message("user", "a"),
@@ -322,7 +323,7 @@ def test_qwen3_strips_thinking_from_history_and_trains_it_in_the_last_turn(
 def test_deepseek_leaves_thinking_out_of_history(make_tokenizer: MakeTokenizer, byte_level: Tokenizer) -> None:
     style = STYLES["deepseek"]
     tokenizer = make_tokenizer(byte_level, style.template, style.special, style.shown, **style.roles)
-    case = Case(style, CausalLM("tiny", tokenizer, context_length=128), tokenizer)
+    case = Case(style, CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128), tokenizer)
     messages = [Message("user", "a"), Message("assistant", "I am\n</think>\n\nParis"), Message("user", "b")]
     assert case.answers(case.model.render(messages)) == ["Paris<eos>"]
 
@@ -366,7 +367,9 @@ def test_alternation_errors_come_in_the_templates_words(
     make_tokenizer: MakeTokenizer, sentencepiece: Tokenizer
 ) -> None:
     style = STYLES["gemma"]
-    model = CausalLM("t", make_tokenizer(sentencepiece, GEMMA, style.special, **style.roles), context_length=9)
+    model = CausalLM(
+        "t", TokenizerSummary.of(make_tokenizer(sentencepiece, GEMMA, style.special, **style.roles)), context_length=9
+    )
     with pytest.raises(InvalidRequest, match="roles must alternate") as caught:
         model.render([Message("user", "a"), Message("user", "b")])
     assert not isinstance(caught.value, UnsupportedRole)
@@ -383,7 +386,9 @@ def test_fallback_ends_replies_where_the_next_turn_would_begin(case: Case) -> No
 
 
 def test_fallback_reads_as_a_dialogue(make_tokenizer: MakeTokenizer, byte_level: Tokenizer) -> None:
-    model = CausalLM("t", make_tokenizer(byte_level, None, ["</s>"], eos_token="</s>"), context_length=9)
+    model = CausalLM(
+        "t", TokenizerSummary.of(make_tokenizer(byte_level, None, ["</s>"], eos_token="</s>")), context_length=9
+    )
     rendered = model.render([Message("system", "Be brief."), *CONVERSATION[:3]])
     text = b"".join(map(model.codec.token_bytes, rendered.token_ids)).decode()
     assert text == (

@@ -1,13 +1,9 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
-from mini_claude.errors import ModelLoadError
-from mini_claude.models.text_codec import TokenizerCodec, load_tokenizer
+from mini_claude.models.text_codec import TokenizerCodec
 
 from .conftest import MakeTokenizer
 
@@ -15,20 +11,20 @@ from .conftest import MakeTokenizer
 @pytest.fixture(params=["byte_level", "sentencepiece"])
 def codec(request: pytest.FixtureRequest, make_tokenizer: MakeTokenizer) -> TokenizerCodec:
     base: Tokenizer = request.getfixturevalue(request.param)
-    return TokenizerCodec(make_tokenizer(base, None, ["<|end|>", "<s>"], ["<think>", "   "]))
+    return TokenizerCodec(make_tokenizer(base, None, ["<|end|>", "<s>"], ["<think>", "   "]).backend_tokenizer)
 
 
 @given(text=st.text())
 @settings(max_examples=200, deadline=None)
 def test_bytes_of_the_tokens_are_the_bytes_of_the_text(byte_level: Tokenizer, text: str) -> None:
-    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=byte_level))
+    codec = TokenizerCodec(byte_level)
     assert b"".join(map(codec.token_bytes, codec.encode(text))) == text.encode()
 
 
 @given(text=st.text(st.characters(exclude_characters="▁", exclude_categories=["Cs"]), min_size=1))
 @settings(max_examples=200, deadline=None)
 def test_sentencepiece_text_comes_back_after_its_prefix_space(sentencepiece: Tokenizer, text: str) -> None:
-    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=sentencepiece))
+    codec = TokenizerCodec(sentencepiece)
     first = "" if text.startswith(" ") else " "
     assert codec.decode(codec.encode(text)) == first + text
     assert codec.decode(codec.encode_after("text", text)) == text
@@ -74,7 +70,7 @@ def test_control_tokens_inside_the_vocabulary_itself_are_spelled_out() -> None:
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens(["<end>", "<unk>"])
-    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    codec = TokenizerCodec(tokenizer)
     assert codec.encode("hello <end> hello") == [6, 1, 2, 3, 4, 5, 6]
     assert codec.encode("hello nobody") == [6, 3, 4]  # what the vocabulary lacks gives no unknown token
 
@@ -82,22 +78,8 @@ def test_control_tokens_inside_the_vocabulary_itself_are_spelled_out() -> None:
 def test_long_unknown_text_takes_linear_time() -> None:
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>"))
     tokenizer.add_special_tokens(["<unk>"])
-    codec = TokenizerCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-    assert codec.encode("x" * 20_000) == []
-
-
-def test_gpt2_files_without_tokenizer_json_are_read(tmp_path: Path, byte_level: Tokenizer) -> None:
-    byte_level.model.save(str(tmp_path))
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    tokenizer = load_tokenizer(tmp_path)
-    assert isinstance(tokenizer, GPT2Tokenizer)
     codec = TokenizerCodec(tokenizer)
-    assert codec.decode(codec.encode("Hello é")) == "Hello é"
-
-
-def test_a_folder_without_tokenizer_is_a_load_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="tokenizer"):
-        load_tokenizer(tmp_path)
+    assert codec.encode("x" * 20_000) == []
 
 
 def test_names_that_control_tokens_get_inside_cannot_be_spelled_either(codec: TokenizerCodec) -> None:

@@ -1,6 +1,7 @@
 """A conversation in the terminal, line by line, with a server that echoes."""
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ def user(site: RunningSite) -> Iterator[User]:
     user = User(site.settings)
     yield user
     user.client.http.close()
+    sys.stdout.write(user.screen.getvalue())  # shown for a test that failed
 
 
 def asked(site: RunningSite) -> tuple[Message, ...]:

@@ -6,6 +6,7 @@ from tokenizers.processors import TemplateProcessing
 
 from mini_claude.models.causal_lm import CausalLM
 from mini_claude.models.echo_model import END_OF_TURN, EchoModel
+from mini_claude.models.tokenizer_files import TokenizerSummary
 from mini_claude.training.examples import (
     Conversation,
     PlainText,
@@ -30,7 +31,11 @@ def styled(request: pytest.FixtureRequest) -> tuple[str, CausalLM]:
     style = STYLES[request.param]
     make: MakeTokenizer = request.getfixturevalue("make_tokenizer")
     base: Tokenizer = request.getfixturevalue(style.base)
-    model = CausalLM("tiny", make(base, style.template, style.special, style.shown, **style.roles), context_length=128)
+    model = CausalLM(
+        "tiny",
+        TokenizerSummary.of(make(base, style.template, style.special, style.shown, **style.roles)),
+        context_length=128,
+    )
     return request.param, model
 
 
@@ -119,7 +124,9 @@ def test_plain_text_begins_with_bos_where_the_tokenizer_says_so(
     tokenizer = make_tokenizer(byte_level, None, ["<s>", "</s>"], bos_token="<s>", eos_token="</s>")
     bos = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-    example = tokenize(PlainText("fox", row=1), CausalLM("tiny", tokenizer, context_length=128), 128)
+    example = tokenize(
+        PlainText("fox", row=1), CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128), 128
+    )
     assert isinstance(example, TokenizedExample)
     assert example.token_ids.index(bos) == 0
     assert example.token_ids.count(bos) == 1
@@ -132,7 +139,7 @@ def test_a_role_that_the_model_lacks_is_a_problem_of_its_row(
 ) -> None:
     style = STYLES["gemma"]
     tokenizer = make_tokenizer(sentencepiece, style.template, style.special, style.shown, **style.roles)
-    model = CausalLM("tiny", tokenizer, context_length=128)
+    model = CausalLM("tiny", TokenizerSummary.of(tokenizer), context_length=128)
     problem = tokenize(Conversation((Message("system", "x"), *EXCHANGE), row=5), model, 128)
     assert isinstance(problem, RowProblem)
     assert "no system role" in problem.reason

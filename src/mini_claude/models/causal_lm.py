@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from transformers import PreTrainedTokenizerBase
-
 from mini_claude.errors import InvalidRequest
 from mini_claude.models.base_model import ChatModel, RenderedPrompt
 from mini_claude.models.chat_template import ChatTemplate
 from mini_claude.models.model_files import load_json_object
 from mini_claude.models.provenance import Provenance, Run, tokens_in
-from mini_claude.models.text_codec import Preceding, TokenizerCodec, load_tokenizer
+from mini_claude.models.text_codec import Preceding, TokenizerCodec
+from mini_claude.models.tokenizer_files import TokenizerSummary, read_tokenizer
 from mini_claude.types import Message
 
 # For models without a template: a dialogue as plain text, in which an answer ends with EOS.
@@ -39,26 +38,23 @@ class CausalLM(ChatModel):
     """Renderer, tokenizer and limits of a causal LM, without its weights."""
 
     def __init__(
-        self, name: str, tokenizer: PreTrainedTokenizerBase, *, context_length: int, eos_token_ids: Iterable[int] = ()
+        self, name: str, tokenizer: TokenizerSummary, *, context_length: int, eos_token_ids: Iterable[int] = ()
     ) -> None:
         """`eos_token_ids` come from the model's configuration; the tokenizer's and the template's are added."""
         self.name = name
         self._context_length = context_length
-        self._codec = TokenizerCodec(tokenizer)
+        self._codec = TokenizerCodec(tokenizer.backend)
         source = tokenizer.chat_template
-        if isinstance(source, dict):  # named templates: for chat, for tools, ...
-            source = source.get("default")
         self._stop_strings = () if source else FALLBACK_STOP_STRINGS
-        variables = dict(tokenizer.special_tokens_map)
-        probe = tokenizer("x")["input_ids"]
-        begins_with_bos = tokenizer.bos_token_id is not None and probe[0] == tokenizer.bos_token_id
-        self._bos = [tokenizer.bos_token_id] if begins_with_bos else []
-        self._eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        variables: dict[str, Any] = dict(tokenizer.special_tokens)
+        bos, eos = tokenizer.token_id("bos_token"), tokenizer.token_id("eos_token")
+        self._bos = [bos] if bos is not None and tokenizer.begins_with_bos else []
+        self._eos = [] if eos is None else [eos]
         if not source:
-            variables["begins_with_bos"] = begins_with_bos
+            variables["begins_with_bos"] = tokenizer.begins_with_bos
         template = ChatTemplate(source or FALLBACK_TEMPLATE, variables)
         self._provenance = Provenance(template, self._codec.control_tokens, self._codec.special_tokens)
-        stop = {*eos_token_ids, tokenizer.eos_token_id, self._end_of_turn()}
+        stop = {*eos_token_ids, eos, self._end_of_turn()}
         self._stop_token_ids = frozenset(token_id for token_id in stop if token_id is not None)
 
     @classmethod
@@ -72,7 +68,7 @@ class CausalLM(ChatModel):
             eos.append(load_json_object(generation).get("eos_token_id"))
         return cls(
             name,
-            load_tokenizer(folder),
+            read_tokenizer(folder),
             context_length=context_length(text_config),
             eos_token_ids=[i for ids in eos for i in (ids if isinstance(ids, list) else [ids]) if i is not None],
         )

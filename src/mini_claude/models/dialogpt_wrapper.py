@@ -13,7 +13,8 @@ from mini_claude.errors import InvalidRequest, ModelLoadError, UnsupportedRole
 from mini_claude.models.base_model import ChatModel, RenderedPrompt
 from mini_claude.models.causal_lm import context_length
 from mini_claude.models.model_files import load_json_object
-from mini_claude.models.text_codec import TokenizerCodec, load_tokenizer
+from mini_claude.models.text_codec import TokenizerCodec
+from mini_claude.models.tokenizer_files import read_tokenizer
 from mini_claude.types import Message
 
 
@@ -23,11 +24,12 @@ class DialoGPT(ChatModel):
     def __init__(self, name: str, folder: Path) -> None:
         """Raises `ModelLoadError` where tokenizer or configuration are unusable."""
         self.name = name
-        tokenizer = load_tokenizer(folder)
-        if tokenizer.eos_token_id is None:
+        tokenizer = read_tokenizer(folder)
+        eos = tokenizer.token_id("eos_token")
+        if eos is None:
             raise ModelLoadError(f"The tokenizer of {name} names no EOS token, which DialoGPT needs between turns.")
-        self._eos: int = tokenizer.eos_token_id
-        self._codec = TokenizerCodec(tokenizer)
+        self._eos = eos
+        self._codec = TokenizerCodec(tokenizer.backend)
         self._context_length = context_length(load_json_object(folder / "config.json"))
 
     @property

@@ -11,9 +11,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import logging as transformers_logging
 
+from mini_claude.models.tokenizer_files import write_summary
+
 
 def convert_gguf(gguf_file: Path, folder: Path) -> None:
-    """Write config.json, model.safetensors (float32), tokenizer and chat template into `folder`.
+    """Write config.json, model.safetensors (float32), tokenizer (with its summary) and chat template into `folder`.
 
     Peak memory is about twice the float32 weights. Raises whatever transformers raises.
     """
@@ -35,6 +37,7 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     model.config.name_or_path = ""  # a path of this machine
     model.save_pretrained(folder, max_shard_size="100GB")
     tokenizer.save_pretrained(folder)
+    write_summary(folder)
 
 
 @contextmanager

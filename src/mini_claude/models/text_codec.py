@@ -8,30 +8,14 @@ gives the added tokens' names to the renderer, which alone decides where one bel
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from mini_claude.errors import ModelLoadError
 from mini_claude.models.base_model import TextCodec
 
 Preceding = Literal["nothing", "control", "text"]
 _METASPACE: Final = "▁"  # how SentencePiece writes a space
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The fast tokenizer in `folder`, from its files alone. Raises `ModelLoadError` where there is none."""
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # the libraries raise anything from OSError to a bare Exception
-        raise ModelLoadError(
-            f"The tokenizer in {folder} cannot be read ({error}); restore its files from where the model came from."
-        ) from error
-    return tokenizer
 
 
 class TokenizerCodec(TextCodec):
@@ -41,10 +25,8 @@ class TokenizerCodec(TextCodec):
     spaces in GPT-NeoX or Gemma) are no control tokens: they are a better spelling of ordinary text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if not tokenizer.is_fast:
-            raise ModelLoadError("The model has no fast tokenizer; add its tokenizer.json to the folder.")
-        spec: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        spec: dict[str, Any] = json.loads(tokenizer.to_str())
         added = [token for token in spec["added_tokens"] if _is_control(token)]
         self.control_tokens: Mapping[str, int] = {token["content"]: token["id"] for token in added}
         self._control_names = {token["id"]: token["content"] for token in added}
@@ -54,10 +36,10 @@ class TokenizerCodec(TextCodec):
         # Not special, as <think>: part of what a reader sees.
         self._shown = frozenset(token["id"] for token in added if not token["special"])
         self.special_tokens = frozenset(token["content"] for token in added if token["special"])
-        self._vocab_size: int = tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=True)
+        self._vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._bytes = _token_bytes(tokenizer, spec, self._control_names)
 
-        vocab = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        vocab = tokenizer.get_vocab(with_added_tokens=False)
         spec["added_tokens"] = [
             # Those past the vocabulary are renamed instead of left out: the library numbers them by their order.
             token | {"content": f"\ufdd0{token['id']}\ufdd0"} if _is_control(token) else token
@@ -156,14 +138,12 @@ def _drop_prefix_space(spec: dict[str, Any]) -> Literal["first", "always"] | Non
     return scheme
 
 
-def _token_bytes(
-    tokenizer: PreTrainedTokenizerBase, spec: Mapping[str, Any], control_names: Mapping[int, str]
-) -> dict[int, bytes]:
+def _token_bytes(tokenizer: Tokenizer, spec: Mapping[str, Any], control_names: Mapping[int, str]) -> dict[int, bytes]:
     """Exact bytes of every token, by the rule that the tokenizer's decoder follows."""
     decoders = _parts(spec["decoder"])
     kinds = {decoder["type"] for decoder in decoders}
     added = {token["id"]: token["content"].encode() for token in spec["added_tokens"]}
-    vocab: dict[str, int] = tokenizer.get_vocab()
+    vocab: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
     if "ByteLevel" in kinds:
         to_byte = _byte_level_alphabet()
         table = {
