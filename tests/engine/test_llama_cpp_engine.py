@@ -171,12 +171,81 @@ def test_what_cannot_be_an_adapter_here_is_refused_with_the_reason(base: Base, t
         core.add_adapter(AdapterRef("tiny:damaged@1", "/nowhere"), damaged)
 
 
-def test_more_prefixes_than_llama_cpp_has_sequences_are_forgotten_in_time(base: Base) -> None:
-    core = base.llama_cpp(kv_cache_tokens=40000)
-    for number in range(300):
-        run(core, [request(str(number), [number % 250 + 1, number // 250 + 1, *range(1, 18)], num_tokens=1)])
+def crowd(
+    prompts: list[list[int]], lengths: list[int], adapters: tuple[AdapterRef | None, ...]
+) -> list[GenerationRequest]:
+    """Requests of so many tokens each, and of the adapters in turn."""
+    return [
+        request(str(number), prompt, adapters[number % len(adapters)], num_tokens)
+        for number, (prompt, num_tokens) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])  # one cache, and two of them
+def test_every_change_of_layout_keeps_what_was_read(architecture: str, tmp_path: Path) -> None:
+    both = Base(tmp_path, architecture)
+    core = both.llama_cpp(max_num_seqs=16, kv_cache_tokens=1024)
+    waves = [
+        crowd(PROMPTS[:1], [30], (None,)),
+        crowd(PROMPTS, [3, 40, 9, 30, 1, 20], (None,)),  # rows fall free in the midst of others
+        crowd(some_sequences(9, 20), [25] * 9, (None,)),  # more rows than there is memory for
+        crowd(PROMPTS, [75] * 6, (None,)),  # and rows again
+    ]
+    layouts = []
+    for wave in waves:
+        assert_same(run(core, wave), run(both.torch(), wave))
+        layouts.append(core.model.storage.layout)  # type: ignore[attr-defined]
+    assert [(layout.num_rows, layout.is_shared) for layout in layouts] == [
+        (1, False),
+        (8, False),
+        (16, True),
+        (8, False),
+    ]
+
+
+def test_adapters_in_turn_share_a_pool_and_one_alone_has_rows(
+    base: Base, adapters: tuple[AdapterRef, AdapterRef]
+) -> None:
+    core, expected = base.llama_cpp(), base.torch()
+    for adapter in adapters:
+        for each in (core, expected):
+            each.add_adapter(adapter, each.model.read_adapter(Path(adapter.folder)))
+    mixed = crowd(PROMPTS, [20, 8, 20, 30, 5, 110], (*adapters, None))
+    assert_same(run(core, mixed), run(expected, mixed))
+    assert not core.model.storage.layout.is_shared  # type: ignore[attr-defined] # the last reply was long alone
+    again = crowd(PROMPTS, [9] * 6, (*adapters, None))
+    assert_same(run(core, again), run(expected, again))
+    assert core.model.storage.layout.is_shared  # type: ignore[attr-defined]
+
+
+def test_prefixes_of_many_chats_wait_outside_and_come_back(base: Base) -> None:
+    core = base.llama_cpp(kv_cache_tokens=20_000)
+    chats = [[number % 250 + 1, number // 250 + 1, *range(1, 18)] for number in range(300)]
+    for number, chat in enumerate(chats):
+        run(core, [request(str(number), chat, num_tokens=1)])
     assert core.stats().kv_tokens_cached > 0
-    assert_same(run(core, [request("r", PROMPTS[0])]), run(base.torch(), [request("r", PROMPTS[0])]))
+    before = core.stats().cached_tokens_total
+    later = [request(str(number), [*chat, 9, 9], num_tokens=5) for number, chat in enumerate(chats[-4:])]
+    replies = run(core, later)
+    assert core.stats().cached_tokens_total - before >= 4 * 16
+    assert_same(replies, run(base.torch(), later))
+
+
+def test_a_context_that_cannot_be_made_fails_one_step_and_loses_nothing(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = base.llama_cpp()
+    first = run(core, [request("first", PROMPTS[0])])["first"]
+    with monkeypatch.context() as patch:
+        patch.setattr(core.model._library, "init_from_model", lambda *_: None)  # type: ignore[attr-defined]
+        for each in crowd(PROMPTS[1:3], [5, 5], (None,)):
+            core.add(each)
+        assert all(isinstance(output, RequestFailure) for output in core.step())
+    assert core.is_idle
+    later = request("later", [*PROMPTS[0], *(token for token, _ in first[:-1]), 8])
+    replies = run(core, [later])
+    assert core.stats().cached_tokens_total >= len(PROMPTS[0])
+    assert_same(replies, run(base.torch(), [later]))
 
 
 async def test_streams_seeds_aborts_and_closing(base: Base) -> None:

@@ -54,11 +54,6 @@ class StepModel(Protocol):
         """Where the keys and values are that `step` reads and writes."""
         ...
 
-    @property
-    def max_idle_prefixes(self) -> int | None:
-        """How many entries the storage has room for beside those of running sequences; None for no limit."""
-        ...
-
     def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
         """Read all chunks, and choose the next token of each that completes, in their order.
 
@@ -92,7 +87,7 @@ class EngineCore:
     def __init__(self, model: StepModel, codec: TextCodec, context_length: int, options: LoadOptions) -> None:
         self.model = model
         self._codec = codec
-        self._cache = KVCache(options.kv_cache_tokens, model.storage, model.max_idle_prefixes)
+        self._cache = KVCache(options.kv_cache_tokens, model.storage)
         self._scheduler = Scheduler(self._cache, options.max_num_seqs, options.max_num_batched_tokens)
         self._sequences: dict[str, Sequence] = {}
         self.context_length = min(context_length, self._cache.num_tokens)

@@ -45,10 +45,8 @@ class CacheStorage(Protocol):
 class KVCache:
     """Hands out room to running sequences and keeps idle prefixes in what is left."""
 
-    def __init__(self, num_tokens: int, storage: CacheStorage, max_idle: int | None = None) -> None:
-        """`max_idle`: so many idle prefixes the storage can hold, whatever their length."""
+    def __init__(self, num_tokens: int, storage: CacheStorage) -> None:
         self._storage = storage
-        self._max_idle = max_idle
         self._num_blocks = num_tokens // BLOCK_SIZE
         self._running: list[CacheEntry] = []
         self._idle: list[CacheEntry] = []  # least recently used first
@@ -106,7 +104,7 @@ class KVCache:
             entry.num_blocks = _blocks(entry.num_computed)
             self._storage.truncate(entry, entry.num_computed)
             self._idle.append(entry)
-            while len(self._idle) > 1 and self._keeps_too_much():
+            while len(self._idle) > 1 and self.num_idle_tokens > self.num_tokens * MAX_IDLE_SHARE:
                 self._evict(self._idle[0])
         else:
             self._storage.free(entry)
@@ -120,10 +118,6 @@ class KVCache:
         """Forget the idle prefixes of an adapter that is gone: its name may come back with other weights."""
         for entry in [idle for idle in self._idle if idle.adapter == adapter]:
             self._evict(entry)
-
-    def _keeps_too_much(self) -> bool:
-        too_many = self._max_idle is not None and len(self._idle) > self._max_idle
-        return too_many or self.num_idle_tokens > self.num_tokens * MAX_IDLE_SHARE
 
     def _reserve(self, entry: CacheEntry, num_blocks: int) -> bool:
         wanted = num_blocks - entry.num_blocks

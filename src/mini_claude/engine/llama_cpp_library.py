@@ -28,6 +28,8 @@ _GUARD_BYTES: Final = 128  # behind each struct, for a version in which it is lo
 
 LOAD_WITHOUT_MAPPING: Final = 0  # llama_load_mode: read the file; the default may map it into memory
 FLASH_ATTENTION: Final = 1  # llama_flash_attn_type
+WHOLE_STATE: Final = 0  # llama_state_seq_flags
+WINDOWED_STATE: Final = 1  # of the layers with sliding windows, which have a cache of their own
 
 
 class ModelParams(Structure):
@@ -163,7 +165,9 @@ _PROTOTYPES: Final[Mapping[str, tuple[Any, ...]]] = {  # result, then arguments
     "llama_free": (None, c_void_p),
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_memory_seq_rm": (c_bool, c_void_p, c_int32, c_int32, c_int32),
-    "llama_memory_seq_cp": (None, c_void_p, c_int32, c_int32, c_int32, c_int32),
+    "llama_state_seq_get_size_ext": (c_size_t, c_void_p, c_int32, c_uint32),
+    "llama_state_seq_get_data": (c_size_t, c_void_p, c_void_p, c_size_t, c_int32),
+    "llama_state_seq_set_data": (c_size_t, c_void_p, c_void_p, c_size_t, c_int32),
     "llama_decode": (c_int32, c_void_p, Batch),
     "llama_get_logits": (POINTER(c_float), c_void_p),
     "llama_adapter_lora_init": (c_void_p, c_void_p, c_char_p),

@@ -1,8 +1,6 @@
 """A GGUF file as a step model: llama.cpp computes on the CPU, and its cache holds the keys and values.
 
-llama.cpp's cache is one pool of cells, and a cell belongs to any number of sequences: so a prefix that two entries
-share is there once, and copying one costs nothing. An adapter applies to all that is computed at once, so a step is as
-many calls as there are adapters in it.
+An adapter applies to all that is computed at once, so a step is as many calls as there are adapters in it.
 """
 
 import ctypes
@@ -11,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from ctypes import POINTER, c_float, c_int8, c_int32, c_void_p
 from itertools import groupby
@@ -24,7 +22,7 @@ import psutil
 from numpy.typing import NDArray
 
 from mini_claude.engine.array_sampler import ArraySampler
-from mini_claude.engine.kv_cache import CacheEntry
+from mini_claude.engine.llama_cpp_cache import MAX_CELLS, Layout, LlamaCppCache
 from mini_claude.engine.llama_cpp_library import (
     FLASH_ATTENTION,
     LOAD_WITHOUT_MAPPING,
@@ -40,41 +38,9 @@ from mini_claude.models.weight_files import read_gguf_header
 from mini_claude.types import AdapterRef, LoadOptions
 from mini_claude.utils.files import storage_errors
 
-MAX_ENTRIES: Final = 256  # LLAMA_MAX_SEQ
-_ALL: Final = -1  # positions or sequences, in arguments of the memory's functions
+MAX_NUM_SEQS: Final = 256  # LLAMA_MAX_SEQ
 
 WriteAdapter = Callable[[Path, Path], None]  # PEFT's folder, and the GGUF file that it is to become
-
-
-class LlamaCppStorage:
-    """Cache entries as numbered sequences of llama.cpp's memory. See `CacheStorage`."""
-
-    def __init__(self, library: LlamaCppLibrary, memory: int, num_sequences: int) -> None:
-        self._library = library
-        self._memory = memory
-        self._free = list(reversed(range(num_sequences)))
-        self._sequences: dict[CacheEntry, int] = {}
-
-    def sequence(self, entry: CacheEntry) -> int:
-        """The entry's number; a new entry gets a free one."""
-        if entry not in self._sequences:
-            self._sequences[entry] = self._free.pop()
-        return self._sequences[entry]
-
-    def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
-        """See `CacheStorage`."""
-        self._library.memory_seq_cp(self._memory, self.sequence(source), self.sequence(target), 0, num_tokens)
-
-    def truncate(self, entry: CacheEntry, num_tokens: int) -> None:
-        """See `CacheStorage`."""
-        self._library.memory_seq_rm(self._memory, self.sequence(entry), num_tokens, _ALL)
-
-    def free(self, entry: CacheEntry) -> None:
-        """See `CacheStorage`."""
-        if entry in self._sequences:  # else it ended before its first step
-            sequence = self._sequences.pop(entry)
-            self._library.memory_seq_rm(self._memory, sequence, _ALL, _ALL)
-            self._free.append(sequence)
 
 
 class _Tokens:
@@ -123,44 +89,39 @@ class LlamaCppModel:
 
         Raises `ModelLoadError` for a file, or a kind of model, that cannot be run here.
         """
-        if options.max_num_seqs > MAX_ENTRIES // 2:
-            raise ModelLoadError(f"llama.cpp takes a max_num_seqs of {MAX_ENTRIES // 2} at the most; set it lower.")
+        if options.max_num_seqs > MAX_NUM_SEQS:
+            raise ModelLoadError(f"llama.cpp takes a max_num_seqs of {MAX_NUM_SEQS} at the most; set it lower.")
         self._library = llama_cpp_library()
         self._write_adapter = write_adapter
         self._adapters: dict[AdapterRef, int] = {}
         self._applied: AdapterRef | None = None
         self._vocab_size = vocab_size
-        self._max_num_seqs = options.max_num_seqs
+        self._options = options
         self._sampler = ArraySampler()
         self._tokens = _Tokens(options.max_num_batched_tokens)
         with self._library.telling(str(gguf_file)):
             self._model = self._load(gguf_file, options.kv_cache_tokens)
-            room = _largest_adapter(self._library, self._model, gguf_file)
-            self._context = self._make_context(options)
-            self._library.adapter_lora_free(room)
+            _add_largest_adapter(self._library, self._model, gguf_file)
+            max_rows = min(options.max_num_seqs, options.max_num_batched_tokens)
+            self._cache = LlamaCppCache(self._library, self._make_context, options.kv_cache_tokens, max_rows)
         self._row_size: int = self._library.vocab_n_tokens(self._library.model_get_vocab(self._model))
         if self._row_size < vocab_size:
             raise ModelLoadError(f"{gguf_file} has {self._row_size} tokens and its tokenizer {vocab_size}.")
-        self._storage = LlamaCppStorage(self._library, self._library.get_memory(self._context), MAX_ENTRIES)
 
     @property
-    def storage(self) -> LlamaCppStorage:
+    def storage(self) -> LlamaCppCache:
         """See `StepModel.storage`."""
-        return self._storage
-
-    @property
-    def max_idle_prefixes(self) -> int:
-        """See `StepModel.max_idle_prefixes`."""
-        return MAX_ENTRIES - self._max_num_seqs
+        return self._cache
 
     def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
         """See `StepModel.step`."""
         sampled: dict[ScheduledChunk, SampledToken | InternalError] = {}
-        by_adapter = sorted(chunks, key=_adapter_name)
+        rows = self._place(chunks)
+        by_adapter = sorted(chunks, key=lambda chunk: (_adapter_name(chunk), rows[chunk]))
         for _, group in groupby(by_adapter, key=_adapter_name):
             together = list(group)
             completing = [chunk for chunk in together if chunk.completes]
-            logits = self._run(together, len(completing))
+            logits = self._run(together, rows, len(completing))
             sequences = [chunk.sequence for chunk in completing]
             sampled |= zip(completing, self._sampler.sample(logits, sequences), strict=True)
         return [sampled[chunk] for chunk in chunks if chunk.completes]
@@ -194,28 +155,39 @@ class LlamaCppModel:
 
     def close(self) -> None:
         """See `StepModel.close`."""
-        self._library.free(self._context)
+        self._cache.close()
         self._library.model_free(self._model)  # and its adapters
 
-    def _run(self, chunks: list[ScheduledChunk], num_completing: int) -> NDArray[np.float32]:
+    def _place(self, chunks: list[ScheduledChunk]) -> dict[ScheduledChunk, int]:
+        """The row of each, with room for what it will read."""
+        needs = {chunk.sequence.entry: chunk.start + chunk.num_tokens for chunk in chunks if chunk.sequence.entry}
+        context = self._cache.context
+        together = len({_adapter_name(chunk) for chunk in chunks}) == 1
+        rows = self._cache.place(needs, together=together)
+        if self._cache.context != context:
+            self._applied = None
+        return {chunk: rows[chunk.sequence.entry] for chunk in chunks if chunk.sequence.entry}
+
+    def _run(
+        self, chunks: list[ScheduledChunk], rows: Mapping[ScheduledChunk, int], num_completing: int
+    ) -> NDArray[np.float32]:
         """Read chunks of one adapter. Logits [completing, vocabulary], valid until the next call."""
         self._apply(chunks[0].sequence.request.adapter)
         tokens, end = self._tokens, 0
         for chunk in chunks:
-            assert chunk.sequence.entry is not None
             start, end = end, end + chunk.num_tokens
             tokens.token_ids[start:end] = chunk.token_ids
             tokens.positions[start:end] = range(chunk.start, chunk.start + chunk.num_tokens)
-            tokens.sequences[start:end] = self._storage.sequence(chunk.sequence.entry)
+            tokens.sequences[start:end] = rows[chunk]
             tokens.is_wanted[start:end] = 0
             tokens.is_wanted[end - 1] = chunk.completes
-        code = self._library.decode(self._context, tokens.batch(end))
+        code = self._library.decode(self._cache.context, tokens.batch(end))
         if code != 0:
             raise RuntimeError(f"llama_decode returned {code} for {end} tokens of {len(chunks)} sequences")
         if not num_completing:
             return np.empty((0, self._vocab_size), np.float32)
-        rows = np.ctypeslib.as_array(self._library.get_logits(self._context), (num_completing, self._row_size))
-        return rows[:, : self._vocab_size]
+        logits = np.ctypeslib.as_array(self._library.get_logits(self._cache.context), (num_completing, self._row_size))
+        return logits[:, : self._vocab_size]
 
     def _apply(self, adapter: AdapterRef | None) -> None:
         """Let an adapter, or none, change what is computed from here on."""
@@ -224,7 +196,7 @@ class LlamaCppModel:
         adapters = [] if adapter is None else [self._adapters[adapter]]
         scales = [1.0] * len(adapters)
         code = self._library.set_adapters_lora(
-            self._context, (c_void_p * len(adapters))(*adapters), len(adapters), (c_float * len(scales))(*scales)
+            self._cache.context, (c_void_p * len(adapters))(*adapters), len(adapters), (c_float * len(scales))(*scales)
         )
         if code != 0:
             raise RuntimeError(f"llama_set_adapters_lora returned {code} for {adapter}")
@@ -240,15 +212,14 @@ class LlamaCppModel:
             raise LlamaCppError("its state is not made of tokens, so no part of it can be forgotten or shared")
         return model
 
-    def _make_context(self, options: LoadOptions) -> int:
+    def _make_context(self, layout: Layout) -> int:
         params = self._library.context_default_params()
-        params.n_ctx = options.kv_cache_tokens
-        params.n_batch = params.n_ubatch = options.max_num_batched_tokens
-        params.n_seq_max = MAX_ENTRIES
-        params.n_outputs_max = MAX_ENTRIES  # it wants room for one of each sequence
-        params.n_threads = params.n_threads_batch = options.num_threads or _num_cores()
+        params.n_ctx = layout.num_tokens * (1 if layout.is_shared else layout.num_rows)
+        params.n_batch = params.n_ubatch = self._options.max_num_batched_tokens
+        params.n_seq_max = params.n_outputs_max = layout.num_rows  # a step wants one output of each at the most
+        params.n_threads = params.n_threads_batch = self._options.num_threads or _num_cores()
         params.flash_attn_type = FLASH_ATTENTION
-        params.kv_unified = True
+        params.kv_unified = layout.is_shared
         return _not_null(self._library.init_from_model(self._model, params))
 
 
@@ -257,8 +228,8 @@ def _adapter_name(chunk: ScheduledChunk) -> str:
     return "" if adapter is None else f"{adapter.name} {adapter.folder}"
 
 
-def _largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) -> int:
-    """An adapter of rank 1 that changes nothing on all layers that one can change.
+def _add_largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) -> None:
+    """Load an adapter of rank 1 that changes nothing, on all layers that one can change.
 
     A context reserves as many graph nodes as the adapters need that are there when it is made. With this one there, it
     has room for any that comes later, and aborts the whole process for none.
@@ -278,14 +249,14 @@ def _largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) -> i
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    return _not_null(library.adapter_lora_init(model, bytes(file.path)))
+    _not_null(library.adapter_lora_init(model, bytes(file.path)))
 
 
 def _check_memory(gguf_file: Path, num_cache_tokens: int) -> None:
     """Before anything is read. Keys and values have two bytes for each output of the layers that make them."""
     keys_and_values = ("attn_k.weight", "attn_v.weight")
     outputs = [t.shape[1] for name, t in read_gguf_header(gguf_file).items() if name.endswith(keys_and_values)]
-    needed = gguf_file.stat().st_size + 2 * num_cache_tokens * sum(outputs)
+    needed = gguf_file.stat().st_size + MAX_CELLS * num_cache_tokens * 2 * sum(outputs)
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelLoadError(

@@ -37,10 +37,6 @@ class TorchModel:
         """See `StepModel.storage`."""
         return self._storage
 
-    @property
-    def max_idle_prefixes(self) -> None:
-        """See `StepModel.max_idle_prefixes`."""
-
     def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
         """See `StepModel.step`."""
         logits = self._runner.run(chunks)[:, : self._vocab_size]
