@@ -116,7 +116,7 @@ async def test_the_engine_follows_from_the_options_and_the_file(
 
 
 async def test_auto_is_torch_where_llama_cpp_cannot(model: Model) -> None:
-    options = LoadOptions(engine="auto", num_threads=1, max_num_seqs=200)
+    options = LoadOptions(engine="auto", num_threads=1, max_num_seqs=257)
     loaded = await asyncio.to_thread(open_model, model.spec, options, model.settings)
     assert loaded.kind == "torch"
     await loaded.engine.close()

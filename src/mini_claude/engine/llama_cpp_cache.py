@@ -62,6 +62,7 @@ class LlamaCppCache:
         self._rows: dict[int, CacheEntry] = {}
         self._row_of: dict[CacheEntry, int] = {}
         self._saved: dict[CacheEntry, _Saved] = {}
+        self._placed: dict[CacheEntry, int] = {}  # by the last step, if they are neighbours and nobody has left since
         self._num_patient = 0  # steps in a row that could have done without the shared pool
         self.layout = Layout(1, 2 * _SHORTEST_ROW)
         self.context = make_context(self.layout)
@@ -72,6 +73,8 @@ class LlamaCppCache:
         `together`: all of them are computed in one call, so they become neighbours where rows are not shared.
         A change of layout makes another `context`.
         """
+        if together and needs.keys() == self._placed.keys() and max(needs.values()) <= self.layout.num_tokens:
+            return self._placed  # as in most steps
         layout = self._suitable(needs, together)
         if layout != self.layout:
             self._change(layout)
@@ -86,7 +89,9 @@ class LlamaCppCache:
         for entry in needs:
             if entry not in self._row_of:
                 self._restore(entry, next(free))
-        return {entry: self._row_of[entry] for entry in needs}
+        rows = {entry: self._row_of[entry] for entry in needs}
+        self._placed = {} if self.layout.is_shared else rows
+        return rows
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         """See `CacheStorage`."""
@@ -203,6 +208,7 @@ class LlamaCppCache:
         self._row_of[entry] = row
 
     def _vacate(self, entry: CacheEntry) -> None:
+        self._placed = {}
         row = self._row_of.pop(entry)
         del self._rows[row]
         self._remove(row, _ALL)
