@@ -1,0 +1,244 @@
+"""Replies per second, end to end: `mini-claude serve` over HTTP against llama.cpp and OpenVINO called directly.
+
+    python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32]
+
+Everybody answers the same questions with 100 tokens each, from the same GGUF file (OpenVINO: from the file as shipped,
+Q4_1, the only one of these that it reads). Ours is the whole product: a client in a process of its own streams from
+/v1/chat/completions. A peer is called by its own fastest interface, inside of its own process, with as many threads as
+there are questions. The contestants take turns; each is warmed up once at each concurrency. Printed: tokens/s in all,
+ours divided by the peer's, and, for ours, the time to the first token and between two.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+NUM_TOKENS = 100
+START_SECONDS = 120.0
+
+
+def batches(concurrency: int) -> list[list[str]]:
+    """Questions to warm up with, and others to measure with: only the system prompt may come from a prefix cache."""
+    texts = [f"Write a long story number {number} about a fox and a river." for number in range(2 * concurrency)]
+    return [texts[:concurrency], texts[concurrency:]]
+
+
+# Ours: a server and a client.
+
+
+@contextlib.contextmanager
+def server(folder: Path, **settings: str) -> Iterator[str]:
+    """`mini-claude serve` with a data directory of its own and the model in it; yields "127.0.0.1:port"."""
+    with tempfile.TemporaryDirectory() as data_dir:
+        models = Path(data_dir, "models")
+        models.mkdir()
+        shutil.copytree(folder, models / folder.name, symlinks=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        names = {"DATA_DIR": data_dir, "PORT": port} | {name.upper(): value for name, value in settings.items()}
+        environment = os.environ | {f"MINI_CLAUDE_{name}": value for name, value in names.items()}
+        command = [str(Path(sys.executable).with_name("mini-claude")), "serve"]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", process)
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            models = httpx.get(f"{url}/api/v1/models", timeout=5.0).json()["models"]
+            if any(model["state"] == "ready" for model in models):
+                return
+        time.sleep(0.05)
+    raise RuntimeError("the server does not start")
+
+
+async def streamed(address: str, text: str) -> list[float]:
+    """When each event of a reply came. Reads no JSON: a client must not take what the server could use."""
+    body = json.dumps(
+        {
+            "model": "smollm2-135m",
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": NUM_TOKENS,
+            "temperature": 0,
+            "logit_bias": {"0": -100, "2": -100},  # the tokens that would end a reply early
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ).encode()
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    times: list[float] = []
+    received = b""
+    while chunk := await reader.read(65536):
+        received += chunk
+        times += [time.perf_counter()] * chunk.count(b'"content":"')
+    writer.close()
+    assert f'"completion_tokens":{NUM_TOKENS}'.encode() in received, received[-500:]
+    return times
+
+
+def measure_ours(address: str, concurrency: int) -> dict[str, Any]:
+    """As the client sees it, which is this process."""
+
+    async def run(texts: list[str]) -> dict[str, Any]:
+        start = time.perf_counter()
+        times = await asyncio.gather(*(streamed(address, text) for text in texts))
+        seconds = time.perf_counter() - start
+        return {
+            "tokens_per_second": NUM_TOKENS * len(texts) / seconds,
+            "first_ms": [1e3 * (each[1] - start) for each in times],  # the first event has a role and no text
+            "between_ms": [1e3 * (b - a) for each in times for a, b in itertools.pairwise(each[1:])],
+        }
+
+    return [asyncio.run(run(texts)) for texts in batches(concurrency)][-1]
+
+
+# The peers.
+
+
+def measure_llama_cpp(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
+    """By xllamacpp's server, called without HTTP."""
+    import psutil
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(gguf)
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = 512 * 32, 32, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = psutil.cpu_count(logical=False) or 1
+    peer = xllamacpp.Server(params)
+
+    def ask(text: str, replies: list[Any]) -> None:
+        message = {"role": "user", "content": text}
+        options = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
+        replies.append(peer.handle_chat_completions({"messages": [message], **options}))
+
+    results = {}
+    for concurrency in concurrencies:
+        for texts in batches(concurrency):
+            replies: list[Any] = []
+            threads = [threading.Thread(target=ask, args=(text, replies)) for text in texts]
+            start = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            seconds = time.perf_counter() - start
+            assert [reply["usage"]["completion_tokens"] for reply in replies] == [NUM_TOKENS] * concurrency
+        results[str(concurrency)] = NUM_TOKENS * concurrency / seconds
+    return results
+
+
+def measure_openvino(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
+    """By its continuous batching pipeline, with prefix caching."""
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size, scheduler.max_num_seqs, scheduler.max_num_batched_tokens = 2, 64, 512
+    scheduler.dynamic_split_fuse = scheduler.enable_prefix_caching = True
+    peer = openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU")
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = config.min_new_tokens = NUM_TOKENS
+    config.ignore_eos, config.apply_chat_template = True, False
+    system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    results = {}
+    for concurrency in concurrencies:
+        for texts in batches(concurrency):
+            prompts = [f"{system}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts]
+            start = time.perf_counter()
+            peer.generate(prompts, [config] * concurrency)
+            seconds = time.perf_counter() - start
+        results[str(concurrency)] = NUM_TOKENS * concurrency / seconds
+    return results
+
+
+PEERS = {"llama.cpp": measure_llama_cpp, "openvino": measure_openvino}
+
+
+def in_own_process(*arguments: str) -> Any:
+    """What this script prints last when it is called with these."""
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{arguments} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(share * len(values)), len(values) - 1)]
+
+
+def show(name: str, ours: dict[int, list[dict[str, Any]]], peer: list[dict[str, float]], peer_name: str) -> None:
+    for concurrency, runs in ours.items():
+        speed = statistics.median(run["tokens_per_second"] for run in runs)
+        other = statistics.median(result[str(concurrency)] for result in peer)
+        first = statistics.median(value for run in runs for value in run["first_ms"])
+        between = [value for run in runs for value in run["between_ms"]]
+        shares = " / ".join(f"{percentile(between, share):.0f}" for share in (0.5, 0.95, 0.99))
+        print(
+            f"{name:>6} at {concurrency:>2}: {speed:6.1f} tokens/s, {peer_name} {other:6.1f}, "
+            f"ratio {speed / other:.2f}x; first token {first:.0f} ms; between two {shares} ms (p50/p95/p99)",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--types", nargs="+", default=["q8_0", "q4_0"])
+    parser.add_argument("--concurrencies", nargs="+", type=int, default=[1, 4, 16, 32])
+    parser.add_argument("--peer", nargs=2, metavar=("NAME", "GGUF"), help=argparse.SUPPRESS)
+    parser.add_argument("--client", nargs=2, metavar=("ADDRESS", "CONCURRENCY"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer:
+        print(json.dumps(PEERS[arguments.peer[0]](Path(arguments.peer[1]), arguments.concurrencies)))
+        return
+    if arguments.client:
+        print(json.dumps(measure_ours(arguments.client[0], int(arguments.client[1]))))
+        return
+    from torch_engine_setup import embedded_model  # imports torch, of which a client needs nothing
+
+    folder = embedded_model()
+    concurrencies = [str(concurrency) for concurrency in arguments.concurrencies]
+    for gguf_type in arguments.types:
+        ours: dict[int, list[dict[str, Any]]] = {concurrency: [] for concurrency in arguments.concurrencies}
+        peers: dict[str, list[dict[str, float]]] = {}
+        for _ in range(arguments.rounds):
+            with server(folder, engine="llama_cpp", gguf_type=gguf_type) as address:
+                for concurrency in arguments.concurrencies:
+                    ours[concurrency].append(in_own_process("--client", address, str(concurrency)))
+            gguf = folder / f"{gguf_type}.gguf"
+            files = {"llama.cpp": gguf} | ({"openvino": gguf} if importlib.util.find_spec("openvino_genai") else {})
+            for name, gguf in files.items():
+                result = in_own_process("--concurrencies", *concurrencies, "--peer", name, str(gguf))
+                peers.setdefault(name, []).append(result)
+        for name, results in peers.items():
+            show(gguf_type, ours, results, name)
+
+
+if __name__ == "__main__":
+    main()
