@@ -21,7 +21,7 @@ from pathlib import Path
 from engine_throughput import NUM_TOKENS, prompt_texts
 from torch_engine_setup import embedded_model
 
-CONTESTANTS = ("torch", "as_is", "f16", "q8_0", "q4_0")
+CONTESTANTS = ("torch", "as_is", "f16", "mixed", "q8_0", "q4_0")
 CONCURRENCIES = (1, 4, 16)
 NUM_EXAMPLES = 60
 

@@ -15,8 +15,8 @@ ModelFamily = Literal["causal_lm", "dialogpt"]
 SourceKind = Literal["package", "hub", "folder", "gguf"]
 Quantization = Literal["int8", "nf4"]
 GGUFType = Literal["f32", "f16", "q8_0"]  # of an export's matrices; its vectors stay as they are
-MadeGGUF = Literal["f32", "f16", "q8_0", "q4_0"]  # what can be made of a GGUF file
-ServedGGUF = Literal["auto", "as_is", "f16", "q8_0", "q4_0"]
+MadeGGUF = Literal["f32", "f16", "mixed", "q8_0", "q4_0"]  # of a GGUF file; mixed: q8_0 with attention in f16
+ServedGGUF = Literal["auto", "as_is", "f16", "mixed", "q8_0", "q4_0"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 

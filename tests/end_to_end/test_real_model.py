@@ -15,7 +15,7 @@ from .conftest import Server, serving, until
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone, pytest.mark.timeout(400)]
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 MODEL = "smollm2-135m"
 
 

@@ -20,7 +20,7 @@ from mini_claude.types import AdapterRef, ModelSource, ModelSpec
 from ..training.tiny_adapters import save_adapter, save_base, some_sequences
 from ..training.tiny_gguf import save_gguf
 
-STEPS = ["engine", "merged", "gguf_adapter", "gguf_merged", "gguf_adapter_quantized"]
+STEPS = ["engine", "engine_llama_cpp", "merged", "gguf_adapter", "gguf_merged", "gguf_adapter_quantized"]
 
 
 def request(base: Path, adapter: Path) -> CertificationRequest:
@@ -43,7 +43,8 @@ def test_a_good_adapter_is_the_same_everywhere(tmp_path: Path, architecture: str
     assert certificate.passed, certificate.reason
     assert [step.name for step in certificate.steps] == STEPS
     skipped = {step.name for step in certificate.steps if step.state == "skipped"}
-    assert skipped == ({"gguf_adapter", "gguf_adapter_quantized"} if lora.get("use_dora") else set())
+    without_dora = {"engine_llama_cpp", "gguf_adapter", "gguf_adapter_quantized"}
+    assert skipped == (without_dora if lora.get("use_dora") else set())
     assert certificate.identity["base_sha256"] == weights_sha256(base)
     assert {"torch", "peft", "xllamacpp"} <= certificate.environment.keys()
 
@@ -52,7 +53,14 @@ def test_a_model_that_is_no_gguf_is_certified_in_the_other_forms(tmp_path: Path)
     base = save_base(tmp_path / "base")
     certificate = certify_adapter(request(base, save_adapter(base, tmp_path / "adapter", size=0.1)))
     assert certificate.passed
-    assert [step.state for step in certificate.steps] == ["passed", "passed", "skipped", "skipped", "skipped"]
+    assert [step.state for step in certificate.steps] == [
+        "passed",
+        "skipped",
+        "passed",
+        "skipped",
+        "skipped",
+        "skipped",
+    ]
 
 
 def test_an_adapter_of_zeros_has_no_effect(base: Path, tmp_path: Path) -> None:
@@ -83,7 +91,7 @@ def test_an_engine_that_leaves_the_adapter_out_fails(
     without = save_adapter(base, tmp_path / "without", size=0.0)
     monkeypatch.setattr(certification, "AdapterRef", lambda name, folder: AdapterRef(name, str(without)))
     certificate = certify_adapter(request(base, adapter))
-    assert {step.name for step in certificate.steps if step.state == "failed"} == {"engine"}
+    assert {step.name for step in certificate.steps if step.state == "failed"} == {"engine", "engine_llama_cpp"}
 
 
 def test_a_base_that_has_changed_since_is_refused(base: Path, tmp_path: Path) -> None:
@@ -128,4 +136,4 @@ def test_the_embedded_model_says_the_same_in_all_forms(smollm2_folder: Path, tmp
     sequences = tuple(map(tuple, some_sequences(2)))
     certificate = certify_adapter(CertificationRequest(str(smollm2_folder), str(adapter), sequences))
     assert certificate.passed, certificate.reason
-    assert [step.state for step in certificate.steps] == ["passed"] * 5, certificate.steps
+    assert [step.state for step in certificate.steps] == ["passed"] * 6, certificate.steps

@@ -115,6 +115,15 @@ async def test_the_engine_follows_from_the_options_and_the_file(
     await loaded.engine.close()
 
 
+async def test_auto_is_torch_where_an_adapter_could_not_be_served(model: Model) -> None:
+    config = model.folder / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "llama"', '"model_type": "olmo2"'))
+    options = LoadOptions(engine="auto", num_threads=1)
+    loaded = await asyncio.to_thread(open_model, model.spec, options, model.settings)
+    assert loaded.kind == "torch"
+    await loaded.engine.close()
+
+
 async def test_auto_is_torch_where_llama_cpp_cannot(model: Model) -> None:
     options = LoadOptions(engine="auto", num_threads=1, max_num_seqs=257)
     loaded = await asyncio.to_thread(open_model, model.spec, options, model.settings)

@@ -107,6 +107,15 @@ def test_rows_that_do_not_divide_into_blocks_stay_in_16_bits(tmp_path: Path) -> 
     assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
 
 
+def test_a_mixed_file_has_attention_in_16_bits(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    GGUFTemplate(save_gguf(base, tmp_path / "base.gguf")).write(base, None, tmp_path / "mixed.gguf", "mixed")
+    tensors = gguf.GGUFReader(tmp_path / "mixed.gguf").tensors
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors if len(tensor.shape) == 2}
+    assert {kind for name, kind in kinds.items() if ".attn_" in name} == {"F16"}
+    assert {kind for name, kind in kinds.items() if ".attn_" not in name} == {"Q8_0"}
+
+
 def test_tokenizer_and_facts_are_those_of_the_base(tmp_path: Path) -> None:
     base = save_base(tmp_path / "base")
     adapter = save_adapter(base, tmp_path / "adapter")

@@ -53,8 +53,10 @@ async def open_site(tmp_path: Path) -> AsyncIterator[OpenSite]:
     async with AsyncExitStack() as stack:
 
         async def open_one(runtime: EchoRuntime | None = None, **changes: Any) -> Site:
-            changes = {"preload": False, "database_url": SecretStr("sqlite://"), "data_dir": tmp_path, **changes}
-            settings = Settings(engine="echo", **changes)
+            memory = SecretStr("sqlite://")
+            settings = Settings(
+                **{"engine": "echo", "preload": False, "database_url": memory, "data_dir": tmp_path, **changes}
+            )
             own = runtime or EchoRuntime()
             services = await open_services(settings, own)
             stack.push_async_callback(services.aclose)

@@ -271,7 +271,7 @@ async def test_a_verified_adapter_has_its_certificate(
     assert answer.status_code == 200, answer.text
     certificate = answer.json()["certificate"]
     assert certificate["passed"], certificate
-    assert [step["state"] for step in certificate["steps"]] == ["passed"] * 5
+    assert [step["state"] for step in certificate["steps"]] == ["passed"] * 6
     assert (await client.get(f"{ADAPTERS}/tiny:bot@1")).json() == answer.json()
 
 

@@ -88,6 +88,24 @@ async def test_what_cannot_be_trained_is_refused_by_name(
         assert (await client.get(JOBS)).json() == {"jobs": []}
 
 
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({"engine": "llama_cpp"}, 400), ({"engine": "auto", "device": "cpu"}, 400), ({"engine": "torch"}, 201)],
+)
+async def test_an_adapter_that_could_not_be_served_is_not_trained(
+    open_site: OpenSite, tmp_path: Path, settings: dict[str, Any], status: int
+) -> None:
+    site = await open_site(database_url=SecretStr(f"sqlite:///{tmp_path / 'jobs.db'}"), **settings)
+    async with site.client() as client:
+        await upload(client)
+        answer = await client.post(JOBS, json=job(lora_config={"use_dora": True}))
+        assert answer.status_code == status, answer.text
+        if status != 201:
+            error = answer.json()["error"]
+            assert error["param"] == "lora_config.use_dora"
+            assert "set engine to torch" in error["message"]
+
+
 def foreign(cls: type, ours: type[LoraFields | TrainingFields]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.name not in ours.model_fields]
 

@@ -8,16 +8,20 @@ import gc
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from mini_claude.engine.engine import Engine
+from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
 from mini_claude.engine.torch_engine import TorchEngine
-from mini_claude.errors import ModelLoadError
+from mini_claude.errors import ModelLoadError, UnsupportedExport
 from mini_claude.models.materialize import source_gguf
 from mini_claude.models.model_factory import create_chat_model
 from mini_claude.models.weights import load_weights
+from mini_claude.runtime.served_gguf import ready_gguf
 from mini_claude.training.adapter_folder import (
     FACTS_FILE,
     adapter_sha256,
@@ -26,7 +30,8 @@ from mini_claude.training.adapter_folder import (
     read_facts,
     weights_sha256,
 )
-from mini_claude.training.gguf_parity import GGUFForms
+from mini_claude.training.adapter_gguf import write_adapter_gguf
+from mini_claude.training.gguf_parity import NOISE_MULTIPLE, ROUNDED_TOLERANCE, GGUFForms
 from mini_claude.training.merge import merge_adapter
 from mini_claude.training.parity import NUM_TOP, Certificate, Form, LogProbs, Readings, Window, certify, windows_of
 from mini_claude.training.transformers_logits import read_merged, read_trainer
@@ -49,7 +54,7 @@ class CertificationRequest:
 
 
 def certify_adapter(request: CertificationRequest) -> Certificate:
-    """Compare trainer, engine, merged export and GGUF exports, in float32 on the CPU.
+    """Compare trainer, engines, merged export and GGUF exports; in float32 on the CPU, but for what serves from GGUF.
 
     Raises `UnsafeModelFile` or `ModelLoadError` for folders that cannot be used, code "base_changed" for a base
     that is not the one that the adapter was made for, and `InvalidRequest` without token ids.
@@ -66,6 +71,12 @@ def certify_adapter(request: CertificationRequest) -> Certificate:
     forms = (
         Form("engine", _TOLERANCE, lambda windows: _read_engine(base, adapter, request.family, windows)),
         Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, request.scratch_folder, windows)),
+        Form(
+            "engine_llama_cpp",
+            ROUNDED_TOLERANCE,
+            lambda windows: _read_llama_cpp(base, adapter, request.family, windows),
+            NOISE_MULTIPLE,
+        ),
         *GGUFForms(source_gguf(base), base, adapter, request.scratch_folder).forms(),
     )
     return certify(
@@ -92,7 +103,24 @@ def _read_engine(base: Path, adapter: Path, family: ModelFamily, windows: Sequen
     return asyncio.run(_ask_engine(engine, chat_model.codec.vocab_size, adapter, windows))
 
 
-async def _ask_engine(engine: TorchEngine, vocab_size: int, adapter: Path, windows: Sequence[Window]) -> Readings:
+def _read_llama_cpp(base: Path, adapter: Path, family: ModelFamily, windows: Sequence[Window]) -> Readings:
+    """The same from llama.cpp's engine, on the file that it serves."""
+    gguf = ready_gguf(base)
+    if gguf is None:
+        raise UnsupportedExport("This model did not come from a GGUF file, so llama.cpp does not serve it.")
+    chat_model = create_chat_model(ModelSpec("base", family, ()), base)
+    engine = LlamaCppEngine(
+        gguf, chat_model.codec, chat_model.context_length, LoadOptions(), partial(write_adapter_gguf, base)
+    )
+    try:
+        return asyncio.run(_ask_engine(engine, chat_model.codec.vocab_size, adapter, windows))
+    except ModelLoadError as error:
+        if error.code == "unsupported_adapter":
+            raise UnsupportedExport(error.message) from error
+        raise
+
+
+async def _ask_engine(engine: Engine, vocab_size: int, adapter: Path, windows: Sequence[Window]) -> Readings:
     ref = AdapterRef("adapter", str(adapter))
     tuned: list[LogProbs] = []
     plain: list[LogProbs] = []
@@ -108,7 +136,7 @@ async def _ask_engine(engine: TorchEngine, vocab_size: int, adapter: Path, windo
     return Readings(tuned, plain)
 
 
-async def _log_probs(engine: TorchEngine, vocab_size: int, window: Window, adapter: AdapterRef | None) -> LogProbs:
+async def _log_probs(engine: Engine, vocab_size: int, window: Window, adapter: AdapterRef | None) -> LogProbs:
     """[positions, vocabulary], NaN where the engine does not tell."""
     ends = range(window.first + 1, len(window.token_ids) + 1)
     rows = np.full((len(ends), vocab_size), np.nan, np.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mini_claude.engine.engine import Engine
-from mini_claude.errors import ModelLoadError
+from mini_claude.errors import ModelLoadError, UnsupportedExport
 from mini_claude.models.base_model import ChatModel
 from mini_claude.types import LoadOptions, ModelSpec
 from mini_claude.utils.config import Settings
@@ -34,6 +34,7 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
     if options.engine == "echo":
         return _open_echo(spec, options)
     from mini_claude.models.materialize import materialize
+    from mini_claude.training.gguf_layout import GGUFLayout
 
     folder = materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
     if options.engine == "llama_cpp":
@@ -42,20 +43,18 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
         return _open_llama_cpp(spec, folder, options, settings)
     if options.engine == "auto" and _suits_llama_cpp(folder, options):
         try:
+            GGUFLayout(folder)  # without one no adapter can be served
             return _open_llama_cpp(spec, folder, options, settings)
-        except ModelLoadError as error:
+        except (ModelLoadError, UnsupportedExport) as error:
             log.warning("llama_cpp.unsuitable", model=spec.name, reason=error.message)
     return _open_torch(spec, folder, options)
 
 
 def _suits_llama_cpp(folder: Path, options: LoadOptions) -> bool:
-    """Whether the model came from a GGUF file and nothing is asked for that only torch has."""
     from mini_claude.models.materialize import source_gguf
-    from mini_claude.utils.model_utils import has_gpu
+    from mini_claude.utils.model_utils import has_gpu, prefers_llama_cpp
 
-    asks_for_torch = options.quantization is not None or options.dtype != "auto"
-    on_cpu = options.device == "cpu" or (options.device == "auto" and not has_gpu())
-    return not asks_for_torch and on_cpu and source_gguf(folder) is not None
+    return prefers_llama_cpp(options, gpu=has_gpu()) and source_gguf(folder) is not None
 
 
 def _open_llama_cpp(spec: ModelSpec, folder: Path, options: LoadOptions, settings: Settings) -> LoadedModel:

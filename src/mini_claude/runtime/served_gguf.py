@@ -1,6 +1,9 @@
 """Which GGUF file llama.cpp serves a model from: the one that it came as, or one of another type, made of it once.
 
 llama.cpp has fast kernels for some types and none for others. For those, rounding the same numbers once more pays.
+With Q8_0 everywhere, a token gets the same scores to the last bit whatever is computed beside it, so seeds and greedy
+replies repeat. With the weights of attention in 16 bits ("mixed") the model predicts as well as in float32, a little
+slower, and not bit for bit the same in company (benchmarks/gguf_types.py).
 """
 
 import asyncio
@@ -50,6 +53,16 @@ def served_gguf(spec: ModelSpec, folder: Path, models_dir: Path, options: LoadOp
             log.warning("gguf.served_as_it_is", model=spec.name, reason=error.message)
             return source, own_type.lower()
     return target, wanted
+
+
+def ready_gguf(folder: Path) -> Path | None:
+    """The file that "auto" serves from if it has been made, else the one that the model came as, if it did."""
+    source = source_gguf(folder)
+    if source is None:
+        return None
+    tensors = read_gguf_header(source)
+    made = folder / f"{_chosen(tensors, _main_type(tensors))}.gguf"
+    return made if is_made_of(made, source) else source
 
 
 def is_made_of(target: Path, source: Path) -> bool:

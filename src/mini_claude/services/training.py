@@ -75,6 +75,11 @@ class TrainingService:
                 param="adapter_name",
             )
         check_trainable(lora, arguments)
+        if lora.use_dora and arguments.method == "lora" and self._models.runs_on_llama_cpp(spec):
+            raise InvalidRequest(
+                f"llama.cpp, which serves {spec.name} here, has no DoRA; leave use_dora out, or set engine to torch.",
+                param="lora_config.use_dora",
+            )
         with _told_as("adapter_name"):
             await run_sync(self._adapters.require_free, caller.owner, spec.name, name)
         job = JobSpec(spec.name, data.name, data.sha256, name, lora, arguments)

@@ -21,8 +21,8 @@ from mini_claude.training.parity import Form, LogProbs, Readings, Window
 # Measured: 0.0003 on smollm2-135m in float32, 0.003 on tiny GPT-2 models, whose GELU llama.cpp looks up in a table of
 # 16-bit numbers. Quantised, smollm2-135m's mean difference was 0.97 to 1.5 times the base's (0.125), for adapters that
 # move log-probabilities by 0.1 to 3.7 on average.
-_TOLERANCE: Final = 2e-2
-_NOISE_MULTIPLE: Final = 2.0
+ROUNDED_TOLERANCE: Final = 2e-2
+NOISE_MULTIPLE: Final = 2.0
 
 
 class GGUFForms:
@@ -42,9 +42,9 @@ class GGUFForms:
     def forms(self) -> tuple[Form, ...]:
         """Adapter GGUF on a float32 base, merged GGUF in float32, adapter GGUF on the base's own file."""
         return (
-            Form("gguf_adapter", _TOLERANCE, self._read_adapter),
-            Form("gguf_merged", _TOLERANCE, self._read_merged),
-            Form("gguf_adapter_quantized", _TOLERANCE, self._read_adapter_quantized, _NOISE_MULTIPLE),
+            Form("gguf_adapter", ROUNDED_TOLERANCE, self._read_adapter),
+            Form("gguf_merged", ROUNDED_TOLERANCE, self._read_merged),
+            Form("gguf_adapter_quantized", ROUNDED_TOLERANCE, self._read_adapter_quantized, NOISE_MULTIPLE),
         )
 
     @contextmanager

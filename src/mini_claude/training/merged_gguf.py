@@ -22,6 +22,7 @@ from mini_claude.types import MadeGGUF
 _TYPES: Final = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
     "f16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "mixed": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
     "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.LlamaFileType.MOSTLY_Q4_0),
     "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
 }
@@ -73,6 +74,7 @@ class _Tensors:
         self._layout = layout
         self._weights = weights
         self._kind = _TYPES[tensor_type][0]
+        self._is_mixed = tensor_type == "mixed"
         self._sources = {layout.name(name): name for name in weights.tensors}
         self._base = {tensor.name: tensor for tensor in base.tensors}
         self._names = list(self._base)
@@ -86,7 +88,7 @@ class _Tensors:
         for name in self._names:
             if self._is_matrix(name):
                 shape = self._shape(name)
-                yield name, shape, self._row_kind(shape[-1])
+                yield name, shape, self._kind_of(name, shape[-1])
             else:
                 tensor = self._base[name]
                 yield name, tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type
@@ -96,7 +98,7 @@ class _Tensors:
         for name in self._names:
             if self._is_matrix(name):
                 values = self._matrix(name)
-                yield gguf.quantize(values, self._row_kind(values.shape[-1]))
+                yield gguf.quantize(values, self._kind_of(name, values.shape[-1]))
             else:
                 yield np.asarray(self._base[name].data)
 
@@ -116,9 +118,10 @@ class _Tensors:
             raise ModelLoadError(f"The base's GGUF has another shape for {source}; was the model made from it?")
         return np.ascontiguousarray(values)
 
-    def _row_kind(self, row_length: int) -> gguf.GGMLQuantizationType:
-        """Rows that do not divide into blocks stay in 16 bits."""
-        return gguf.GGMLQuantizationType.F16 if row_length % gguf.GGML_QUANT_SIZES[self._kind][0] else self._kind
+    def _kind_of(self, name: str, row_length: int) -> gguf.GGMLQuantizationType:
+        """Rows that do not divide into blocks stay in 16 bits, and in a mixed file those of attention."""
+        in_blocks = row_length % gguf.GGML_QUANT_SIZES[self._kind][0] == 0
+        return self._kind if in_blocks and not (self._is_mixed and ".attn_" in name) else gguf.GGMLQuantizationType.F16
 
 
 def _copy_facts(base: gguf.GGUFReader, writer: gguf.GGUFWriter) -> None:

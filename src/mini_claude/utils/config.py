@@ -91,11 +91,13 @@ class Settings(BaseSettings):
 
     # engine
     engine: EngineKind = Field(
-        "torch",
+        "auto",
         description="Engine of models: auto is llama_cpp for GGUF files on a CPU, else torch; echo is for tests.",
     )
     gguf_type: ServedGGUF = Field(
-        "auto", description="What llama_cpp makes of a GGUF file's weights before it serves them; as_is: nothing."
+        "auto",
+        description="What llama_cpp makes of a GGUF file's weights before it serves them. as_is: nothing; mixed: q8_0 "
+        "with attention in f16; auto: q8_0 for small models in types that are slow, else as_is.",
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: DTypeName = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU.")

@@ -4,7 +4,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-from mini_claude.types import GpuMemory
+from mini_claude.types import GpuMemory, LoadOptions
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h: bytes free at the heap's end, bytes of one piece
 
@@ -24,12 +24,24 @@ def gpu_memory() -> tuple[GpuMemory, ...]:
 
 def has_gpu() -> bool:
     """Whether torch would find a GPU; torch itself is not imported, which takes seconds, where there is no driver."""
-    drivers = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # Nvidia's, AMD's, and Windows' for its Linux
-    if sys.platform == "linux" and not any(Path(driver).exists() for driver in drivers):
+    if not has_gpu_driver():
         return False
     import torch
 
     return torch.cuda.is_available()
+
+
+def has_gpu_driver() -> bool:
+    """Whether there may be a GPU. Imports no torch."""
+    drivers = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # Nvidia's, AMD's, and Windows' for its Linux
+    return sys.platform != "linux" or any(Path(driver).exists() for driver in drivers)
+
+
+def prefers_llama_cpp(options: LoadOptions, *, gpu: bool) -> bool:
+    """Whether a model from a GGUF file is served by llama.cpp: that is asked for, or nothing that only torch has is."""
+    asks_for_torch = options.quantization is not None or options.dtype != "auto"
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not gpu)
+    return options.engine == "llama_cpp" or (options.engine == "auto" and on_cpu and not asks_for_torch)
 
 
 def trim_heap() -> None:
