@@ -48,10 +48,20 @@ def first_token(url: str, start: float) -> float:
     raise RuntimeError("no reply came")
 
 
-def memory(root: psutil.Process) -> dict[str, tuple[float, float]]:
+def processes(data_dir: str) -> list[psutil.Process]:
+    """Those of the product that work for this data directory."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("MINI_CLAUDE_DATA_DIR") == data_dir:
+                found.append(process)
+    return found
+
+
+def memory(data_dir: str) -> dict[str, tuple[float, float]]:
     """PSS and RSS in megabytes, by role."""
     sizes: dict[str, tuple[float, float]] = {}
-    for process in (root, *root.children(recursive=True)):
+    for process in processes(data_dir):
         command = " ".join(process.cmdline())
         role = next((role for part, role in ROLES.items() if part in command), command[-40:])
         info = process.memory_full_info()
@@ -70,10 +80,12 @@ def measure(data_dir: str) -> tuple[float, dict[str, tuple[float, float]]]:
     try:
         seconds = first_token(f"http://127.0.0.1:{port}", start)
         time.sleep(SETTLE_SECONDS)
-        return seconds, memory(psutil.Process(server.pid))
+        return seconds, memory(data_dir)
     finally:
+        running = processes(data_dir)
         server.terminate()
         server.wait()
+        psutil.wait_procs(running, timeout=30)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from mini_claude.models.weight_files import read_gguf_header
 from mini_claude.runtime import served_gguf as module
 from mini_claude.runtime.loaded_model import open_model
 from mini_claude.runtime.served_gguf import served_gguf
+from mini_claude.training import gguf_layout
 from mini_claude.types import LoadOptions, ModelSource, ModelSpec, ServedGGUF
 from mini_claude.utils.config import Settings
 
@@ -115,9 +116,10 @@ async def test_the_engine_follows_from_the_options_and_the_file(
     await loaded.engine.close()
 
 
-async def test_auto_is_torch_where_an_adapter_could_not_be_served(model: Model) -> None:
-    config = model.folder / "config.json"
-    config.write_text(config.read_text().replace('"model_type": "llama"', '"model_type": "olmo2"'))
+async def test_auto_is_torch_where_an_adapter_could_not_be_served(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_layout, "_ARCHITECTURES", {})
     options = LoadOptions(engine="auto", num_threads=1)
     loaded = await asyncio.to_thread(open_model, model.spec, options, model.settings)
     assert loaded.kind == "torch"

@@ -70,13 +70,13 @@ def certify_adapter(request: CertificationRequest) -> Certificate:
         )
     forms = (
         Form("engine", _TOLERANCE, lambda windows: _read_engine(base, adapter, request.family, windows)),
-        Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, request.scratch_folder, windows)),
         Form(
             "engine_llama_cpp",
             ROUNDED_TOLERANCE,
             lambda windows: _read_llama_cpp(base, adapter, request.family, windows),
             NOISE_MULTIPLE,
         ),
+        Form("merged", _TOLERANCE, lambda windows: _read_merged(base, adapter, request.scratch_folder, windows)),
         *GGUFForms(source_gguf(base), base, adapter, request.scratch_folder).forms(),
     )
     return certify(
