@@ -1,12 +1,12 @@
-"""Replies per second, end to end: `mini-claude serve` over HTTP against llama.cpp and OpenVINO called directly.
+"""Tokens per second, end to end: `mini-claude serve` over HTTP against llama.cpp and OpenVINO called directly.
 
     python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32]
 
-Everybody answers the same questions with 100 tokens each, from the same GGUF file (OpenVINO: from the file as shipped,
-Q4_1, the only one of these that it reads). Ours is the whole product: a client in a process of its own streams from
-/v1/chat/completions. A peer is called by its own fastest interface, inside of its own process, with as many threads as
-there are questions. The contestants take turns; each is warmed up once at each concurrency. Printed: tokens/s in all,
-ours divided by the peer's, and, for ours, the time to the first token and between two.
+Everybody answers the same questions with 100 tokens each, from the same GGUF file. Ours is the whole product: a client
+in a process of its own streams from /v1/chat/completions. A peer is called by its own fastest interface, inside of its
+own process, with as many threads as there are questions. The contestants take turns; each is warmed up once at each
+concurrency. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the time to the first token and
+between two.
 """
 
 import argparse

@@ -12,9 +12,13 @@ class Recorder:
     """A storage that holds nothing and remembers what was asked of it."""
 
     def __init__(self) -> None:
+        self.copies = True
         self.copied: list[int] = []
         self.truncated: list[int] = []
         self.freed: list[CacheEntry] = []
+
+    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+        return self.copies
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         self.copied.append(num_tokens)
@@ -86,6 +90,17 @@ def test_the_last_token_of_a_prompt_is_always_read(cache: KVCache) -> None:
     entry = cache.allocate(tokens(50))
     assert entry is not None
     assert entry.num_computed == 49
+
+
+def test_a_beginning_that_costs_more_to_copy_is_read_again(cache: KVCache, storage: Recorder) -> None:
+    storage.copies = False
+    cache.allocate(list(range(40)))
+    first = cache.allocate(list(range(100, 140)))
+    assert first is not None
+    first.num_computed = 40
+    second = cache.allocate([*range(100, 120), 7, 7])
+    assert second is not None
+    assert (second.num_computed, storage.copied) == (0, [])
 
 
 def test_a_shared_beginning_is_copied_so_that_both_chats_keep_theirs(cache: KVCache, storage: Recorder) -> None:

@@ -11,6 +11,8 @@ import pytest
 
 from mini_claude.engine import llama_cpp_library
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
+from mini_claude.engine.kv_cache import CacheEntry
+from mini_claude.engine.llama_cpp_cache import LlamaCppCache
 from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
 from mini_claude.engine.llama_cpp_model import LlamaCppModel
 from mini_claude.engine.torch_model import TorchModel
@@ -229,6 +231,36 @@ def test_prefixes_of_many_chats_wait_outside_and_come_back(base: Base) -> None:
     replies = run(core, later)
     assert core.stats().cached_tokens_total - before >= 4 * 16
     assert_same(replies, run(base.torch(), later))
+
+
+def test_a_long_chat_lends_its_beginning_to_nobody(base: Base) -> None:
+    core = base.llama_cpp(max_num_batched_tokens=300, kv_cache_tokens=9_000)
+    beginning = [7, *range(30, 50)]
+    storage: LlamaCppCache = core.model.storage  # type: ignore[assignment]
+    short, long = CacheEntry(beginning, num_computed=300), CacheEntry(beginning, num_computed=4000)
+    assert storage.is_worth_copying(short, len(beginning))
+    assert not storage.is_worth_copying(long, len(beginning))
+    assert storage.is_worth_copying(long, 3000)
+
+
+def test_a_crowd_with_one_beginning_shares_one_copy(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = base.llama_cpp()
+    beginning = [7, *range(30, 50)]
+    run(core, [request("first", beginning)])
+    num_states = 0
+    read = core.model._library.state_seq_get_data  # type: ignore[attr-defined]
+
+    def counted(*arguments: object) -> int:
+        nonlocal num_states
+        num_states += 1
+        return int(read(*arguments))
+
+    crowd_of_six = [request(str(number), [*beginning, number, 9, 8]) for number in range(6)]
+    with monkeypatch.context() as patch:
+        patch.setattr(core.model._library, "state_seq_get_data", counted)  # type: ignore[attr-defined]
+        replies = run(core, crowd_of_six)
+    assert num_states <= 2  # a copy of the beginning, and its own way out of the row
+    assert_same(replies, run(base.torch(), crowd_of_six))
 
 
 def test_a_context_that_cannot_be_made_fails_one_step_and_loses_nothing(

@@ -13,6 +13,9 @@ from mini_claude.types import GenerationRequest, SamplingParams
 
 
 class NoStorage:
+    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+        return True
+
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None: ...
 
     def truncate(self, entry: CacheEntry, num_tokens: int) -> None: ...

@@ -29,6 +29,10 @@ class CacheEntry:
 class CacheStorage(Protocol):
     """Where the keys and values really are; `kv_storage.py` keeps them in tensors, tests keep nothing."""
 
+    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+        """Whether copying that many of `source`'s first tokens costs less than reading them again."""
+        ...
+
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         """Make the first tokens of `source` those of the empty `target`."""
         ...
@@ -82,9 +86,11 @@ class KVCache:
             entry, entry.token_ids, entry.num_blocks = source, token_ids, 0
         else:
             entry = CacheEntry(token_ids, adapter=adapter)
-            if source is not None:
+            if source is not None and self._storage.is_worth_copying(source, num_shared):
                 self._touch(source)
                 self._storage.copy_prefix(source, entry, num_shared)
+            else:
+                num_shared = 0
         entry.num_computed = num_shared
         self._running.append(entry)
         self._reserve(entry, num_blocks)

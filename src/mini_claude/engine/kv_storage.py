@@ -135,6 +135,11 @@ class KVStorage:
             row = self._move(entry, self._row_for(num_tokens), entry.num_computed)
         return row
 
+    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+        """See `CacheStorage`. Only these tokens are touched."""
+        del source, num_tokens
+        return True
+
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         """See `CacheStorage`."""
         self.reserve(target).copy_from(self._rows[source], num_tokens, is_move=False)

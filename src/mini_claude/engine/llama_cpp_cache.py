@@ -18,6 +18,7 @@ from mini_claude.engine.llama_cpp_library import WHOLE_STATE, WINDOWED_STATE, Ll
 
 MAX_CELLS: Final = 2  # times the budget: rows are longer than what is in them
 _SHORTEST_ROW: Final = 256  # tokens; llama.cpp makes lengths multiples of it
+_MAX_WASTE: Final = 4  # so many tokens may be copied for one that is wanted
 _PATIENCE: Final = 64  # steps in a row that could do without a shared pool before it is given up
 _HEADER_BYTES: Final = 8  # of a row as llama.cpp writes it
 _ALL: Final = -1  # positions or sequences, in arguments of the memory's functions
@@ -62,6 +63,7 @@ class LlamaCppCache:
         self._rows: dict[int, CacheEntry] = {}
         self._row_of: dict[CacheEntry, int] = {}
         self._saved: dict[CacheEntry, _Saved] = {}
+        self._copies: dict[CacheEntry, _Saved] = {}  # made since the last step, of entries in rows
         self._placed: dict[CacheEntry, int] = {}  # by the last step, if they are neighbours and nobody has left since
         self._num_patient = 0  # steps in a row that could have done without the shared pool
         self.layout = Layout(1, 2 * _SHORTEST_ROW)
@@ -73,6 +75,7 @@ class LlamaCppCache:
         `together`: all of them are computed in one call, so they become neighbours where rows are not shared.
         A change of layout makes another `context`.
         """
+        self._copies.clear()
         if together and needs.keys() == self._placed.keys() and max(needs.values()) <= self.layout.num_tokens:
             return self._placed  # as in most steps
         layout = self._suitable(needs, together)
@@ -93,9 +96,15 @@ class LlamaCppCache:
         self._placed = {} if self.layout.is_shared else rows
         return rows
 
+    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+        """See `CacheStorage`. What is copied is all of it, and the target's row must be long enough to take it."""
+        return source.num_computed <= _MAX_WASTE * num_tokens + _SHORTEST_ROW
+
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         """See `CacheStorage`."""
-        saved = self._state(source) if source in self._row_of else self._saved[source]
+        if source in self._row_of and source not in self._copies:
+            self._copies[source] = self._state(source)
+        saved = self._copies[source] if source in self._row_of else self._saved[source]
         self._saved[target] = _Saved(saved.header, saved.cells, saved.num_tokens, num_tokens)
 
     def truncate(self, entry: CacheEntry, num_tokens: int) -> None:
