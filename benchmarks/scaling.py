@@ -73,6 +73,16 @@ async def turn(http: httpx.AsyncClient, slots: asyncio.Semaphore, session_id: st
     return json.loads(start.removeprefix("data:"))["session_id"], times[0]
 
 
+async def measure_chat(http: httpx.AsyncClient, num_turns: int) -> list[float]:
+    """Seconds to the first token of each turn of one conversation."""
+    slots, session_id, seconds = asyncio.Semaphore(1), "new", []
+    for number in range(num_turns):
+        text = f"Now tell me, in a sentence or two, what was so special about the year {1900 + 7 * number}, please."
+        session_id, first = await turn(http, slots, session_id, text)
+        seconds.append(first)
+    return seconds
+
+
 async def measure_sessions(http: httpx.AsyncClient, num_sessions: int) -> dict[str, float]:
     slots = asyncio.Semaphore(AT_ONCE)
     names = range(num_sessions)
@@ -87,6 +97,10 @@ async def measure(address: str) -> tuple[dict[int, dict[str, float]], dict[int, 
     async with httpx.AsyncClient(base_url=f"http://{address}", timeout=None, trust_env=False) as http:
         await measure_context(http, 100)
         contexts = {num_tokens: await measure_context(http, num_tokens) for num_tokens in CONTEXTS}
+        turns = await measure_chat(http, 10)
+        print(
+            f"first token of the first turn {1e3 * turns[0]:.0f} ms, of the tenth {1e3 * turns[-1]:.0f} ms", flush=True
+        )
         sessions = {num_sessions: await measure_sessions(http, num_sessions) for num_sessions in SESSIONS}
     return contexts, sessions
 

@@ -220,11 +220,16 @@ def main() -> None:
     if arguments.client:
         print(json.dumps(measure_ours(arguments.client[0], int(arguments.client[1]))))
         return
-    from torch_engine_setup import embedded_model  # imports torch, of which a client needs nothing
+    # These import torch or take long, and a client needs nothing of them.
+    from mini_claude.models.catalog import BUILTIN
+    from mini_claude.runtime.served_gguf import served_gguf
+    from mini_claude.types import LoadOptions
+    from torch_engine_setup import embedded_model
 
     folder = embedded_model()
     concurrencies = [str(concurrency) for concurrency in arguments.concurrencies]
     for gguf_type in arguments.types:
+        served_gguf(BUILTIN[0], folder, folder.parent, LoadOptions(engine="llama_cpp", gguf_type=gguf_type))
         ours: dict[int, list[dict[str, Any]]] = {concurrency: [] for concurrency in arguments.concurrencies}
         peers: dict[str, list[dict[str, float]]] = {}
         for _ in range(arguments.rounds):

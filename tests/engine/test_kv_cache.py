@@ -12,13 +12,13 @@ class Recorder:
     """A storage that holds nothing and remembers what was asked of it."""
 
     def __init__(self) -> None:
-        self.copies = True
+        self.reuses = True
         self.copied: list[int] = []
         self.truncated: list[int] = []
         self.freed: list[CacheEntry] = []
 
-    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
-        return self.copies
+    def can_reuse(self, source: CacheEntry, num_tokens: int) -> bool:
+        return self.reuses
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
         self.copied.append(num_tokens)
@@ -93,7 +93,7 @@ def test_the_last_token_of_a_prompt_is_always_read(cache: KVCache) -> None:
 
 
 def test_a_beginning_that_costs_more_to_copy_is_read_again(cache: KVCache, storage: Recorder) -> None:
-    storage.copies = False
+    storage.reuses = False
     cache.allocate(list(range(40)))
     first = cache.allocate(list(range(100, 140)))
     assert first is not None

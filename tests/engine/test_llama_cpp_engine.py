@@ -5,14 +5,13 @@ import ctypes.util
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
 
 from mini_claude.engine import llama_cpp_library
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
-from mini_claude.engine.kv_cache import CacheEntry
-from mini_claude.engine.llama_cpp_cache import LlamaCppCache
 from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
 from mini_claude.engine.llama_cpp_model import LlamaCppModel
 from mini_claude.engine.torch_model import TorchModel
@@ -26,7 +25,7 @@ from ..training.tiny_adapters import load, save_adapter, save_base, some_sequenc
 from ..training.tiny_gguf import save_gguf
 
 CONTEXT = 256
-ARCHITECTURES: dict[str, dict[str, object]] = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},
     "gemma3_text": {"query_pre_attn_scalar": 16},
@@ -39,8 +38,8 @@ ROUNDING = 1e-4  # in nats: what is read together decides in which order llama.c
 class Base:
     """A tiny model in both forms, and cores that run it."""
 
-    def __init__(self, folder: Path, architecture: str) -> None:
-        self.folder = save_base(folder / "base", architecture, **ARCHITECTURES[architecture])
+    def __init__(self, folder: Path, architecture: str, **changes: Any) -> None:
+        self.folder = save_base(folder / "base", architecture, **{**ARCHITECTURES[architecture], **changes})
         self.gguf = save_gguf(self.folder, folder / "base.gguf")
         self.codec: TokenizerCodec = CausalLM.from_folder("tiny", self.folder).codec
 
@@ -183,9 +182,12 @@ def crowd(
     ]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3_text"])  # one cache, and two of them
-def test_every_change_of_layout_keeps_what_was_read(architecture: str, tmp_path: Path) -> None:
-    both = Base(tmp_path, architecture)
+WINDOWED: dict[str, Any] = {"sliding_window": 16, "num_hidden_layers": 6}  # five layers of them, and one without
+
+
+@pytest.mark.parametrize(("architecture", "changes"), [("llama", {}), ("gemma3_text", WINDOWED)])
+def test_every_change_of_layout_keeps_what_was_read(architecture: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    both = Base(tmp_path, architecture, **changes)
     core = both.llama_cpp(max_num_seqs=16, kv_cache_tokens=1024)
     waves = [
         crowd(PROMPTS[:1], [30], (None,)),
@@ -233,14 +235,41 @@ def test_prefixes_of_many_chats_wait_outside_and_come_back(base: Base) -> None:
     assert_same(replies, run(base.torch(), later))
 
 
-def test_a_long_chat_lends_its_beginning_to_nobody(base: Base) -> None:
-    core = base.llama_cpp(max_num_batched_tokens=300, kv_cache_tokens=9_000)
-    beginning = [7, *range(30, 50)]
-    storage: LlamaCppCache = core.model.storage  # type: ignore[assignment]
-    short, long = CacheEntry(beginning, num_computed=300), CacheEntry(beginning, num_computed=4000)
-    assert storage.is_worth_copying(short, len(beginning))
-    assert not storage.is_worth_copying(long, len(beginning))
-    assert storage.is_worth_copying(long, 3000)
+def test_windows_in_a_pool_leave_nothing_to_share(tmp_path: Path) -> None:
+    both = Base(tmp_path, "gemma3_text", **WINDOWED)
+    core = both.llama_cpp(max_num_seqs=16, kv_cache_tokens=1024)
+    prompts = some_sequences(9, 40)
+    wave = crowd(prompts, [20] * 9, (None,))
+    replies = run(core, wave)
+    assert core.model.storage.layout.is_shared  # type: ignore[attr-defined]
+    before = core.stats().cached_tokens_total
+    later = [request(f"later {number}", [*prompt[:30], 5, 6]) for number, prompt in enumerate(prompts[-3:])]
+    assert_same(run(core, later), run(both.torch(), later))
+    assert core.stats().cached_tokens_total == before
+    last = [token for token, _ in replies["8"]]
+    turn = [request("turn", [*prompts[8], *last[:-1], 7])]  # a whole one goes on
+    assert_same(run(core, turn), run(both.torch(), turn))
+
+
+def test_an_adapter_is_applied_in_every_context(base: Base, adapters: tuple[AdapterRef, AdapterRef]) -> None:
+    core, expected = base.llama_cpp(), base.torch()
+    for each in (core, expected):
+        each.add_adapter(adapters[0], each.model.read_adapter(Path(adapters[0].folder)))
+    for num_requests in (1, 2, 5):  # one row, two, eight
+        wanted = crowd(PROMPTS[:num_requests], [9] * num_requests, (adapters[0],))
+        assert_same(run(core, wanted), run(expected, wanted))
+
+
+def test_a_long_chat_lends_its_beginning_to_nobody(tmp_path: Path) -> None:
+    both = Base(tmp_path, "llama", max_position_embeddings=1024)
+    chosen = _options(kv_cache_tokens=4096)
+    core = EngineCore(both.llama_cpp().model, both.codec, 1024, chosen)
+    long = some_sequences(1, 700)[0]
+    run(core, [request("long", long, num_tokens=1)])
+    run(core, [request("short", [*long[:20], 5, 6], num_tokens=1)])
+    assert core.stats().cached_tokens_total == 0
+    run(core, [request("half", [*long[:400], 5, 6], num_tokens=1)])
+    assert core.stats().cached_tokens_total == 400
 
 
 def test_a_crowd_with_one_beginning_shares_one_copy(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +289,7 @@ def test_a_crowd_with_one_beginning_shares_one_copy(base: Base, monkeypatch: pyt
         patch.setattr(core.model._library, "state_seq_get_data", counted)  # type: ignore[attr-defined]
         replies = run(core, crowd_of_six)
     assert num_states <= 2  # a copy of the beginning, and its own way out of the row
-    assert_same(replies, run(base.torch(), crowd_of_six))
+    assert_same(replies, run(base.llama_cpp(), crowd_of_six))
 
 
 def test_a_context_that_cannot_be_made_fails_one_step_and_loses_nothing(

@@ -13,7 +13,7 @@ from mini_claude.types import GenerationRequest, SamplingParams
 
 
 class NoStorage:
-    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+    def can_reuse(self, source: CacheEntry, num_tokens: int) -> bool:
         return True
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None: ...

@@ -21,10 +21,10 @@ from ..training.tiny_gguf import save_gguf
 
 class Model:
     def __init__(self, folder: Path) -> None:
-        self.folder = save_base(folder / "base")
-        self.gguf = save_gguf(self.folder, folder / "base.gguf")
-        self.spec = ModelSpec("tiny", "causal_lm", (ModelSource("folder", str(self.folder)),))
         self.settings = Settings(data_dir=folder / "data")
+        self.folder = save_base(self.settings.models_dir / "tiny")
+        self.gguf = save_gguf(self.folder, folder / "base.gguf")
+        self.spec = ModelSpec("tiny", "causal_lm", (ModelSource("gguf", str(self.gguf)),))
 
     def served(self, gguf_type: ServedGGUF) -> tuple[Path, str]:
         return served_gguf(self.spec, self.folder, self.settings.models_dir, LoadOptions(gguf_type=gguf_type))
@@ -113,6 +113,14 @@ async def test_the_engine_follows_from_the_options_and_the_file(
 ) -> None:
     loaded = await asyncio.to_thread(open_model, model.spec, options, model.settings)
     assert (loaded.kind, loaded.dtype, loaded.device) == (kind, dtype, "cpu")
+    await loaded.engine.close()
+
+
+async def test_a_registered_folder_is_not_believed_about_where_it_came_from(model: Model) -> None:
+    spec = ModelSpec("other", "causal_lm", (ModelSource("folder", str(model.folder)),))
+    options = LoadOptions(engine="auto", num_threads=1)
+    loaded = await asyncio.to_thread(open_model, spec, options, model.settings)
+    assert loaded.kind == "torch"
     await loaded.engine.close()
 
 

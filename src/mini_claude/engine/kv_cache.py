@@ -29,8 +29,8 @@ class CacheEntry:
 class CacheStorage(Protocol):
     """Where the keys and values really are; `kv_storage.py` keeps them in tensors, tests keep nothing."""
 
-    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
-        """Whether copying that many of `source`'s first tokens costs less than reading them again."""
+    def can_reuse(self, source: CacheEntry, num_tokens: int) -> bool:
+        """Whether `source`'s first tokens can be had without the rest, for less than reading them again."""
         ...
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
@@ -86,11 +86,9 @@ class KVCache:
             entry, entry.token_ids, entry.num_blocks = source, token_ids, 0
         else:
             entry = CacheEntry(token_ids, adapter=adapter)
-            if source is not None and self._storage.is_worth_copying(source, num_shared):
+            if source is not None:
                 self._touch(source)
                 self._storage.copy_prefix(source, entry, num_shared)
-            else:
-                num_shared = 0
         entry.num_computed = num_shared
         self._running.append(entry)
         self._reserve(entry, num_blocks)
@@ -144,7 +142,7 @@ class KVCache:
             limit = min(entry.num_computed, len(token_ids) - 1)
             if limit > num_best and entry.token_ids[:num_best] == token_ids[:num_best]:
                 num_shared = _common_prefix(entry.token_ids, token_ids, limit)
-                if num_shared > num_best:
+                if num_shared > num_best and self._storage.can_reuse(entry, num_shared):
                     best, num_best = entry, num_shared
         return (best, num_best) if best is not None else (None, 0)
 

@@ -135,7 +135,7 @@ class KVStorage:
             row = self._move(entry, self._row_for(num_tokens), entry.num_computed)
         return row
 
-    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+    def can_reuse(self, source: CacheEntry, num_tokens: int) -> bool:
         """See `CacheStorage`. Only these tokens are touched."""
         del source, num_tokens
         return True

@@ -53,13 +53,24 @@ class LlamaCppCache:
     """
 
     def __init__(
-        self, library: LlamaCppLibrary, make_context: Callable[[Layout], int], budget: int, max_rows: int
+        self,
+        library: LlamaCppLibrary,
+        make_context: Callable[[Layout], int],
+        budget: int,
+        max_rows: int,
+        *,
+        has_window: bool,
     ) -> None:
-        """`budget` is what running sequences may hold in all, in tokens; at most `max_rows` are computed at once."""
+        """`budget` is what running sequences may hold in all, in tokens; at most `max_rows` are computed at once.
+
+        `has_window`: some layers look back over a window only. Of what lies before it llama.cpp keeps nothing that can
+        be relied on, so all of a sequence can be continued and no shorter part of it.
+        """
         self._library = library
         self._make_context = make_context
         self._budget = budget
         self._max_rows = max_rows
+        self._has_window = has_window
         self._rows: dict[int, CacheEntry] = {}
         self._row_of: dict[CacheEntry, int] = {}
         self._saved: dict[CacheEntry, _Saved] = {}
@@ -67,7 +78,16 @@ class LlamaCppCache:
         self._placed: dict[CacheEntry, int] = {}  # by the last step, if they are neighbours and nobody has left since
         self._num_patient = 0  # steps in a row that could have done without the shared pool
         self.layout = Layout(1, 2 * _SHORTEST_ROW)
-        self.context = make_context(self.layout)
+        self.num_contexts = 1  # made so far; the address of one that is gone may be the next one's
+        self._context: int | None = make_context(self.layout)
+
+    @property
+    def context(self) -> int:
+        """llama.cpp's, made anew where that failed the last time."""
+        if self._context is None:
+            self._context = self._make_context(self.layout)
+            self.num_contexts += 1
+        return self._context
 
     def place(self, needs: Mapping[CacheEntry, int], *, together: bool) -> Mapping[CacheEntry, int]:
         """The row of each entry, with room for as many tokens as it `needs`.
@@ -81,9 +101,9 @@ class LlamaCppCache:
         layout = self._suitable(needs, together)
         if layout != self.layout:
             self._change(layout)
-        window = self._window(needs)
+        window = range(layout.num_rows) if layout.is_shared else self._window(needs)
         for entry in [entry for row, entry in self._rows.items() if entry not in needs]:
-            if self.layout.is_shared or self._row_of[entry] in window:
+            if self._row_of[entry] in window:
                 self._save(entry)
         for entry in needs:
             if self._row_of.get(entry) not in window:
@@ -93,11 +113,13 @@ class LlamaCppCache:
             if entry not in self._row_of:
                 self._restore(entry, next(free))
         rows = {entry: self._row_of[entry] for entry in needs}
-        self._placed = {} if self.layout.is_shared else rows
+        self._placed = {} if layout.is_shared else rows
         return rows
 
-    def is_worth_copying(self, source: CacheEntry, num_tokens: int) -> bool:
+    def can_reuse(self, source: CacheEntry, num_tokens: int) -> bool:
         """See `CacheStorage`. What is copied is all of it, and the target's row must be long enough to take it."""
+        if self._has_window and num_tokens < source.num_computed:
+            return False
         return source.num_computed <= _MAX_WASTE * num_tokens + _SHORTEST_ROW
 
     def copy_prefix(self, source: CacheEntry, target: CacheEntry, num_tokens: int) -> None:
@@ -122,7 +144,7 @@ class LlamaCppCache:
 
     def close(self) -> None:
         """Give the context back."""
-        self._library.free(self.context)
+        self._library.free(self._context)
 
     def _suitable(self, needs: Mapping[CacheEntry, int], together: bool) -> Layout:
         """The present layout where it will do."""
@@ -150,12 +172,14 @@ class LlamaCppCache:
         return None
 
     def _change(self, layout: Layout) -> None:
-        """Everything is saved, and nothing is lost when the other context cannot be made."""
-        context = self._make_context(layout)
+        """Everything is saved, so nothing is lost when the other context cannot be made. There are never two."""
         for entry in tuple(self._row_of):
             self._save(entry)
-        self._library.free(self.context)
-        self.context, self.layout, self._num_patient = context, layout, 0
+        self._library.free(self._context)
+        self._context = None
+        self._context = self._make_context(layout)
+        self.num_contexts += 1
+        self.layout, self._num_patient = layout, 0
 
     def _window(self, needs: Mapping[CacheEntry, int]) -> range:
         """Rows next to each other for all of `needs`, so that as little as can be has to move."""

@@ -158,6 +158,7 @@ _PROTOTYPES: Final[Mapping[str, tuple[Any, ...]]] = {  # result, then arguments
     "llama_model_free": (None, c_void_p),
     "llama_model_meta_val_str": (c_int32, c_void_p, c_char_p, c_char_p, c_size_t),
     "llama_model_get_vocab": (c_void_p, c_void_p),
+    "llama_model_n_swa": (c_int32, c_void_p),
     "llama_model_is_recurrent": (c_bool, c_void_p),
     "llama_model_is_hybrid": (c_bool, c_void_p),
     "llama_vocab_n_tokens": (c_int32, c_void_p),

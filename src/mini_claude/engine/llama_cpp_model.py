@@ -94,19 +94,32 @@ class LlamaCppModel:
         self._library = llama_cpp_library()
         self._write_adapter = write_adapter
         self._adapters: dict[AdapterRef, int] = {}
-        self._applied: AdapterRef | None = None
+        self._applied: tuple[AdapterRef | None, int] = (None, 1)  # and in which context, by their number
         self._vocab_size = vocab_size
         self._options = options
         self._sampler = ArraySampler()
         self._tokens = _Tokens(options.max_num_batched_tokens)
-        with self._library.telling(str(gguf_file)):
-            self._model = self._load(gguf_file, options.kv_cache_tokens)
-            _add_largest_adapter(self._library, self._model, gguf_file)
-            max_rows = min(options.max_num_seqs, options.max_num_batched_tokens)
-            self._cache = LlamaCppCache(self._library, self._make_context, options.kv_cache_tokens, max_rows)
-        self._row_size: int = self._library.vocab_n_tokens(self._library.model_get_vocab(self._model))
-        if self._row_size < vocab_size:
-            raise ModelLoadError(f"{gguf_file} has {self._row_size} tokens and its tokenizer {vocab_size}.")
+        self._name = str(gguf_file)
+        _check_memory(gguf_file, options.kv_cache_tokens)
+        with self._library.telling(self._name):
+            self._model = self._load(gguf_file)
+        try:
+            self._row_size: int = self._library.vocab_n_tokens(self._library.model_get_vocab(self._model))
+            if self._row_size < vocab_size:
+                raise ModelLoadError(f"{gguf_file} has {self._row_size} tokens and its tokenizer {vocab_size}.")
+            with self._library.telling(self._name):
+                self._check_state()
+                _add_largest_adapter(self._library, self._model, gguf_file)
+            self._cache = LlamaCppCache(
+                self._library,
+                self._make_context,
+                options.kv_cache_tokens,
+                min(options.max_num_seqs, options.max_num_batched_tokens),
+                has_window=self._library.model_n_swa(self._model) > 0,
+            )
+        except Exception:  # another engine may be tried in this process
+            self._library.model_free(self._model)
+            raise
 
     @property
     def storage(self) -> LlamaCppCache:
@@ -149,7 +162,7 @@ class LlamaCppModel:
     def remove_adapter(self, adapter: AdapterRef) -> None:
         """See `StepModel.remove_adapter`."""
         if adapter in self._adapters:
-            if self._applied == adapter:
+            if self._applied[0] == adapter:
                 self._apply(None)
             self._library.adapter_lora_free(self._adapters.pop(adapter))
 
@@ -161,11 +174,8 @@ class LlamaCppModel:
     def _place(self, chunks: list[ScheduledChunk]) -> dict[ScheduledChunk, int]:
         """The row of each, with room for what it will read."""
         needs = {chunk.sequence.entry: chunk.start + chunk.num_tokens for chunk in chunks if chunk.sequence.entry}
-        context = self._cache.context
         together = len({_adapter_name(chunk) for chunk in chunks}) == 1
         rows = self._cache.place(needs, together=together)
-        if self._cache.context != context:
-            self._applied = None
         return {chunk: rows[chunk.sequence.entry] for chunk in chunks if chunk.sequence.entry}
 
     def _run(
@@ -191,26 +201,27 @@ class LlamaCppModel:
 
     def _apply(self, adapter: AdapterRef | None) -> None:
         """Let an adapter, or none, change what is computed from here on."""
-        if adapter == self._applied:
+        context = self._cache.context
+        if (adapter, self._cache.num_contexts) == self._applied:
             return
         adapters = [] if adapter is None else [self._adapters[adapter]]
         scales = [1.0] * len(adapters)
         code = self._library.set_adapters_lora(
-            self._cache.context, (c_void_p * len(adapters))(*adapters), len(adapters), (c_float * len(scales))(*scales)
+            context, (c_void_p * len(adapters))(*adapters), len(adapters), (c_float * len(scales))(*scales)
         )
         if code != 0:
             raise RuntimeError(f"llama_set_adapters_lora returned {code} for {adapter}")
-        self._applied = adapter
+        self._applied = (adapter, self._cache.num_contexts)
 
-    def _load(self, gguf_file: Path, num_cache_tokens: int) -> int:
-        _check_memory(gguf_file, num_cache_tokens)
+    def _load(self, gguf_file: Path) -> int:
         params = self._library.model_default_params()
         params.n_gpu_layers = 0
         params.load_mode = LOAD_WITHOUT_MAPPING  # most weights are laid out anew: mapped as well, they were there twice
-        model = _not_null(self._library.model_load_from_file(bytes(gguf_file), params))
-        if self._library.model_is_recurrent(model) or self._library.model_is_hybrid(model):
+        return _not_null(self._library.model_load_from_file(bytes(gguf_file), params))
+
+    def _check_state(self) -> None:
+        if self._library.model_is_recurrent(self._model) or self._library.model_is_hybrid(self._model):
             raise LlamaCppError("its state is not made of tokens, so no part of it can be forgotten or shared")
-        return model
 
     def _make_context(self, layout: Layout) -> int:
         params = self._library.context_default_params()
@@ -220,7 +231,8 @@ class LlamaCppModel:
         params.n_threads = params.n_threads_batch = self._options.num_threads or _num_cores()
         params.flash_attn_type = FLASH_ATTENTION
         params.kv_unified = layout.is_shared
-        return _not_null(self._library.init_from_model(self._model, params))
+        with self._library.telling(f"{self._name} with a cache of {params.n_ctx} tokens"):
+            return _not_null(self._library.init_from_model(self._model, params))
 
 
 def _adapter_name(chunk: ScheduledChunk) -> str:
@@ -253,10 +265,11 @@ def _add_largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) 
 
 
 def _check_memory(gguf_file: Path, num_cache_tokens: int) -> None:
-    """Before anything is read. Keys and values have two bytes for each output of the layers that make them."""
+    """Before anything is read. Keys and values have two bytes for each output of the layers that make them, and there
+    may be copies of all that the budget allows beside the context."""
     keys_and_values = ("attn_k.weight", "attn_v.weight")
     outputs = [t.shape[1] for name, t in read_gguf_header(gguf_file).items() if name.endswith(keys_and_values)]
-    needed = gguf_file.stat().st_size + MAX_CELLS * num_cache_tokens * 2 * sum(outputs)
+    needed = gguf_file.stat().st_size + (MAX_CELLS + 1) * num_cache_tokens * 2 * sum(outputs)
     available = psutil.virtual_memory().available
     if needed > available:
         raise ModelLoadError(

@@ -64,9 +64,9 @@ def read_tokenizer(folder: Path) -> TokenizerSummary:
     try:
         return TokenizerSummary(
             Tokenizer.from_str(values["backend"]),
-            values["special_tokens"],
-            values["chat_template"],
-            values["begins_with_bos"],
+            dict(values["special_tokens"]),
+            None if values["chat_template"] is None else str(values["chat_template"]),
+            bool(values["begins_with_bos"]),
         )
     except Exception as error:  # tokenizers raises a bare Exception
         raise ModelLoadError(f"{path} is damaged ({error!r}); delete it, and it is not needed.") from error

@@ -39,6 +39,7 @@ from mini_claude.types import AdapterRef, GenerationRequest, LoadOptions, ModelF
 
 # Log-probabilities in float32. Measured on smollm2-135m: 0.0001 for the engine as for the merged weights.
 _TOLERANCE: Final = 1e-3
+_CACHE_TOKENS: Final = 2048  # for a window that is asked about, position by position
 _PARAMS: Final = SamplingParams(max_tokens=1, temperature=0.0, logprobs=NUM_TOP, ignore_eos=True)
 
 
@@ -104,14 +105,17 @@ def _read_engine(base: Path, adapter: Path, family: ModelFamily, windows: Sequen
 
 
 def _read_llama_cpp(base: Path, adapter: Path, family: ModelFamily, windows: Sequence[Window]) -> Readings:
-    """The same from llama.cpp's engine, on the file that it serves."""
+    """The same from llama.cpp's engine, on the file that it serves from with gguf_type auto."""
     gguf = ready_gguf(base)
     if gguf is None:
         raise UnsupportedExport("This model did not come from a GGUF file, so llama.cpp does not serve it.")
     chat_model = create_chat_model(ModelSpec("base", family, ()), base)
-    engine = LlamaCppEngine(
-        gguf, chat_model.codec, chat_model.context_length, LoadOptions(), partial(write_adapter_gguf, base)
-    )
+    options = LoadOptions(kv_cache_tokens=_CACHE_TOKENS)
+    write_adapter = partial(write_adapter_gguf, base)
+    try:
+        engine = LlamaCppEngine(gguf, chat_model.codec, chat_model.context_length, options, write_adapter)
+    except ModelLoadError as error:  # then it serves nothing from it either
+        raise UnsupportedExport(error.message) from error
     try:
         return asyncio.run(_ask_engine(engine, chat_model.codec.vocab_size, adapter, windows))
     except ModelLoadError as error:

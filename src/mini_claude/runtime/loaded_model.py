@@ -41,20 +41,24 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
         if options.quantization is not None or options.dtype != "auto" or options.device not in ("auto", "cpu"):
             raise ModelLoadError("The llama_cpp engine has gguf_type instead of quantization and dtype, and no GPU.")
         return _open_llama_cpp(spec, folder, options, settings)
-    if options.engine == "auto" and _suits_llama_cpp(folder, options):
+    if options.engine == "auto" and _suits_llama_cpp(spec, folder, options):
         try:
             GGUFLayout(folder)  # without one no adapter can be served
             return _open_llama_cpp(spec, folder, options, settings)
         except (ModelLoadError, UnsupportedExport) as error:
+            if error.code == "insufficient_memory":  # torch would need more
+                raise
             log.warning("llama_cpp.unsuitable", model=spec.name, reason=error.message)
     return _open_torch(spec, folder, options)
 
 
-def _suits_llama_cpp(folder: Path, options: LoadOptions) -> bool:
+def _suits_llama_cpp(spec: ModelSpec, folder: Path, options: LoadOptions) -> bool:
     from mini_claude.models.materialize import source_gguf
     from mini_claude.utils.model_utils import has_gpu, prefers_llama_cpp
 
-    return prefers_llama_cpp(options, gpu=has_gpu()) and source_gguf(folder) is not None
+    # A folder that somebody registered may claim anything about where it comes from.
+    from_gguf = any(source.kind in ("package", "gguf") for source in spec.sources) and source_gguf(folder) is not None
+    return from_gguf and prefers_llama_cpp(options, gpu=has_gpu())
 
 
 def _open_llama_cpp(spec: ModelSpec, folder: Path, options: LoadOptions, settings: Settings) -> LoadedModel:

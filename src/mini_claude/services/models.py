@@ -29,8 +29,11 @@ class ModelService:
         """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
         return await self._catalog.resolve(name)
 
-    def runs_on_llama_cpp(self, spec: ModelSpec) -> bool:
-        """Whether that is the engine that the settings and the model's source lead to."""
+    async def runs_on_llama_cpp(self, spec: ModelSpec) -> bool:
+        """Whether that is the engine that runs the model, or to which the settings and its source lead."""
+        running = [info.engine for info in (await self._runtime.status()).models if info.name == spec.name]
+        if running and running[0] is not None:
+            return running[0] == "llama_cpp"
         from_gguf = any(source.kind in ("package", "gguf") for source in spec.sources)
         return from_gguf and prefers_llama_cpp(self._settings.load_options(), gpu=has_gpu_driver())
 

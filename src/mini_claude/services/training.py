@@ -75,7 +75,7 @@ class TrainingService:
                 param="adapter_name",
             )
         check_trainable(lora, arguments)
-        if lora.use_dora and arguments.method == "lora" and self._models.runs_on_llama_cpp(spec):
+        if lora.use_dora and arguments.method == "lora" and await self._models.runs_on_llama_cpp(spec):
             raise InvalidRequest(
                 f"llama.cpp, which serves {spec.name} here, has no DoRA; leave use_dora out, or set engine to torch.",
                 param="lora_config.use_dora",

@@ -63,9 +63,10 @@ def _levels(text: str) -> list[int]:
 
 async def _ask_at_once(client: ServerClient, model: str, concurrency: int, tokens: int, theme: str) -> list[Reply]:
     """Questions that differ from their first words on, so that none profits from another's prefix."""
-    timeout = httpx.Timeout(30.0, read=None)
+    timeout = httpx.Timeout(30.0, read=None, pool=None)
+    limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(
-        base_url=client.url, headers=client.http.headers, timeout=timeout, trust_env=False
+        base_url=client.url, headers=client.http.headers, timeout=timeout, limits=limits, trust_env=False
     ) as http:
         questions = [
             f"{number}, {theme} {number}: write a long story with many turns about a fox, a river and {number} stones."

@@ -34,7 +34,7 @@ def has_gpu() -> bool:
 def has_gpu_driver() -> bool:
     """Whether there may be a GPU. Imports no torch."""
     drivers = "/dev/nvidiactl", "/dev/kfd", "/dev/dxg"  # Nvidia's, AMD's, and Windows' for its Linux
-    return sys.platform != "linux" or any(Path(driver).exists() for driver in drivers)
+    return sys.platform == "linux" and any(Path(driver).exists() for driver in drivers)
 
 
 def prefers_llama_cpp(options: LoadOptions, *, gpu: bool) -> bool:
