@@ -49,6 +49,9 @@ $(VENV)/.ready-bench: $(VENV)/.ready
 bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/engine_throughput.py
 	$(BIN)/python benchmarks/prefix_reuse.py
+	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/chat_while_training.py
 

@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: DTypeName = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU.")
     quantization: Quantization | None = Field(None, description="int8 or nf4 (bitsandbytes); unset: none.")
-    kv_cache_tokens: int = Field(8192, ge=256, description="Tokens of KV cache, running and reusable together.")
+    kv_cache_tokens: int = Field(
+        8192, ge=256, description="Tokens of KV cache, running and reusable; llama.cpp may take thrice their memory."
+    )
     max_num_seqs: int = Field(32, ge=1, le=1024, description="Sequences decoded in one batch.")
     max_num_batched_tokens: int = Field(512, ge=16, description="Tokens of one engine step, prefill included.")
     max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
