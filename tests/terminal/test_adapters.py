@@ -72,7 +72,7 @@ def test_an_adapter_is_imported_verified_shown_exported_and_removed(base: Path, 
     assert "parity: passed. All forms agree" in said
     assert [line.split()[1] for line in said.splitlines() if line.startswith(("engine", "merged", "gguf"))] == [
         "passed"
-    ] * 5
+    ] * 6
     assert shown("show", "tiny:bot@1") == said
     assert shown("list").splitlines()[1].split() == ["tiny:bot@1", "import", "passed"]
 

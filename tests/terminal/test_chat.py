@@ -1,7 +1,6 @@
 """A conversation in the terminal, line by line, with a server that echoes."""
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,14 @@ def user(site: RunningSite) -> Iterator[User]:
     user = User(site.settings)
     yield user
     user.client.http.close()
-    sys.stdout.write(user.screen.getvalue())  # shown for a test that failed
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C interrupts, also where these tests run in the background of a shell, which ignores it there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def asked(site: RunningSite) -> tuple[Message, ...]:
@@ -120,6 +126,7 @@ def test_what_cannot_be_saved_is_said(user: User, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*.json")) == []
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_mid_reply_stops_the_reply_and_not_the_program(site: RunningSite, user: User, tmp_path: Path) -> None:
     site.runtime.pause_after = 6
 
