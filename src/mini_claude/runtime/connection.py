@@ -53,8 +53,12 @@ class Connection:
         while True:
             # Awaiting a frame that is there already does not yield: without the sleep a burst would fill the
             # queues of readers that are never given a turn.
-            for _ in range(FRAMES_PER_TURN):
-                self._on_frame(await self._socket.recv())
+            num_frames = 0
+            while num_frames < FRAMES_PER_TURN:
+                frames = await self._socket.recv_multipart()
+                for frame in frames:
+                    self._on_frame(frame)
+                num_frames += len(frames)
             await asyncio.sleep(0)
 
     async def _watch(self) -> None:

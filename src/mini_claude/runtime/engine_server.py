@@ -68,6 +68,7 @@ class EngineServer:
         self._socket.bind(launch.address)
         self._replies: dict[str, ReplyLog] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._outbox: dict[bytes, list[bytes]] = {}  # frames by worker
         self._last_request_ended = time.monotonic()
         self._draining = asyncio.Event()
 
@@ -94,6 +95,7 @@ class EngineServer:
         for loop in loops:
             loop.cancel()
         await self._engine.close()
+        self._flush()
         self._socket.close()
         for loop in done - {drained}:
             loop.result()
@@ -201,14 +203,22 @@ class EngineServer:
         self._send_all(reply, reply.fail(Failed(reply.request_id, type(error).__name__, error.info())))
 
     def _send_all(self, reply: ReplyLog, message: EngineOutbound) -> None:
-        for worker in tuple(reply.listeners):
-            if not self._send(worker, message):
-                self._remove_listener(reply, worker)
+        for worker in reply.listeners:
+            self._send(worker, message)
 
-    def _send(self, worker: bytes, message: EngineOutbound) -> bool:
-        """False when that worker is gone."""
-        sent: asyncio.Future[Any] = self._socket.send_multipart([worker, Codec.encode(message)])  # type: ignore[assignment]
-        return not (sent.done() and sent.exception() is not None)
+    def _send(self, worker: bytes, message: EngineOutbound) -> None:
+        """With everything else that is sent in this turn of the loop: a step's deltas are one message to a worker."""
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.setdefault(worker, []).append(Codec.encode(message))
+
+    def _flush(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for worker, frames in outbox.items():
+            sent: asyncio.Future[Any] = self._socket.send_multipart([worker, *frames])  # type: ignore[assignment]
+            if sent.done() and sent.exception() is not None:  # that worker is gone
+                for reply in [reply for reply in self._replies.values() if worker in reply.listeners]:
+                    self._remove_listener(reply, worker)
 
     # --- the supervisor ---
 
