@@ -32,14 +32,18 @@ SEED = 20261124
 @pytest.fixture
 def tiny_data_dir(data_dir: Path, tmp_path: Path) -> Path:
     """A data directory that knows the models `tiny` and `dialogpt-tiny`."""
+    source = ModelSource("folder", str(save_base(tmp_path / "tiny")))
+    register(data_dir, ModelSpec("tiny", "causal_lm", (source,)))
+    source = ModelSource("folder", str(save_dialogpt(tmp_path / "dialogpt")))
+    register(data_dir, ModelSpec("dialogpt-tiny", "dialogpt", (source,)))
+    return data_dir
+
+
+def register(data_dir: Path, spec: ModelSpec) -> None:
     database = Database(f"sqlite:///{data_dir / 'mini-claude.db'}")
     database.migrate()
-    source = ModelSource("folder", str(save_base(tmp_path / "tiny")))
-    ModelRepository(database).add(ModelSpec("tiny", "causal_lm", (source,)))
-    source = ModelSource("folder", str(save_dialogpt(tmp_path / "dialogpt")))
-    ModelRepository(database).add(ModelSpec("dialogpt-tiny", "dialogpt", (source,)))
+    ModelRepository(database).add(spec)
     database.close()
-    return data_dir
 
 
 def rows(number: int) -> bytes:
@@ -115,17 +119,19 @@ def test_a_job_becomes_an_adapter_that_answers_beside_its_base(tiny_data_dir: Pa
 
 def test_llama_cpp_serves_an_adapter_as_soon_as_it_is_trained(tiny_data_dir: Path, tmp_path: Path) -> None:
     """The engine was loaded before the adapter existed, goes on, and answers for both in turns."""
-    save_gguf(tmp_path / "tiny", tmp_path / "tiny.gguf")
+    unpacked = save_base(tiny_data_dir / "models" / "gguf-tiny")
+    source = ModelSource("gguf", str(save_gguf(unpacked, tmp_path / "tiny.gguf")))
+    register(tiny_data_dir, ModelSpec("gguf-tiny", "causal_lm", (source,)))
     with serving(tiny_data_dir, preload="false", engine="auto") as server:
         upload(server)
-        base = say(server, "tiny")
-        ready = server.http.get("/api/v1/models/tiny").json()
+        base = say(server, "gguf-tiny")
+        ready = server.http.get("/api/v1/models/gguf-tiny").json()
         assert (ready["engine"], ready["dtype"]) == ("llama_cpp", "f32")
-        job = ended(server, submit(server, max_steps=20))
+        job = ended(server, submit(server, "gguf-tiny", max_steps=20))
         assert job["state"] == "completed", job
-        assert say(server, "tiny:bot") == say(server, "tiny:bot@1") != base
-        assert say(server, "tiny") == base
-        assert server.http.get("/api/v1/models/tiny").json()["pid"] == ready["pid"]
+        assert say(server, "gguf-tiny:bot") == say(server, "gguf-tiny:bot@1") != base
+        assert say(server, "gguf-tiny") == base
+        assert server.http.get("/api/v1/models/gguf-tiny").json()["pid"] == ready["pid"]
 
 
 def test_jobs_survive_every_kill_and_end_as_undisturbed_ones(tiny_data_dir: Path) -> None:
