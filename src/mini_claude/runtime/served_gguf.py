@@ -1,9 +1,10 @@
 """Which GGUF file llama.cpp serves a model from: the one that it came as, or one of another type, made of it once.
 
 llama.cpp has fast kernels for some types and none for others. For those, rounding the same numbers once more pays.
-With Q8_0 everywhere, a token gets the same scores to the last bit whatever is computed beside it, so seeds and greedy
-replies repeat. With the weights of attention in 16 bits ("mixed") the model predicts as well as in float32, a little
-slower, and not bit for bit the same in company (benchmarks/gguf_types.py).
+With Q8_0 everywhere, the scores of a short text's tokens are the same to the last bit whatever is computed beside them,
+so seeds and greedy replies repeat (from about 100 tokens on, its attention rounds by the size of a chunk). With the
+weights of attention in 16 bits ("mixed") the model predicts as well as in float32, a little slower, and never bit for
+bit the same in company (benchmarks/gguf_types.py).
 """
 
 import asyncio
