@@ -9,19 +9,13 @@ The server is a user's own, `mini-claude serve` with a data directory of its own
 import argparse
 import contextlib
 import importlib.resources
-import os
-import shutil
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 
+from serve import server
 from torch_engine_setup import embedded_model
 
 TOPICS = ("rivers", "bread", "glass", "wolves", "paper", "comets", "salt", "bridges", "tea", "clocks")
@@ -94,20 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=30)
     arguments = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(embedded_model(), Path(folder, "models", "smollm2-135m"))
-        environment = os.environ | {"MINI_CLAUDE_DATA_DIR": folder}
-        command = [sys.executable, "-m", "mini_claude.cli", "serve", "--port", str(port)]
-        server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-                run(http, arguments.questions)
-        finally:
-            server.terminate()
-            server.wait()
+    with (
+        server(embedded_model()) as address,
+        httpx.Client(base_url=f"http://{address}", timeout=60) as http,
+    ):
+        run(http, arguments.questions)
 
 
 if __name__ == "__main__":
