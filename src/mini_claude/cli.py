@@ -80,7 +80,7 @@ def _check_bind(settings: Settings) -> None:
         with keys.open_keys(settings) as service:
             if not asyncio.run(service.any_exist()):
                 raise Forbidden(f"{settings.host} can be reached from other machines. {NO_KEY_SENTENCE}")
-    if settings.workers > 1 and settings.effective_database_url in {"sqlite://", "sqlite:///:memory:"}:
+    if settings.workers > 1 and settings.database_in_memory:
         raise InvalidRequest(
             "database_url = sqlite:// keeps sessions in the memory of one process, so several workers would each "
             "see others: use one worker, or leave database_url out to use a file."

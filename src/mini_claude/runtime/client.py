@@ -17,6 +17,7 @@ from mini_claude.runtime.engine_connection import EngineConnection, EngineReply
 from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.runtime.messages import (
     AcquireModel,
+    ClientRole,
     EngineAddress,
     EngineReport,
     Fact,
@@ -49,8 +50,9 @@ START_ATTEMPTS = 3  # before anything was generated, moving to a new engine proc
 class RuntimeClient:
     """Implements `runtime.Runtime` over ZeroMQ. Belongs to one event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, role: ClientRole = "worker") -> None:
         self._settings = settings
+        self._role = role
         self._context = zmq.asyncio.Context()
         self._identity = ProcessIdentity.own()
         self._supervisor: SupervisorConnection | None = None
@@ -61,9 +63,9 @@ class RuntimeClient:
         self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
 
     @classmethod
-    async def connect(cls, settings: Settings) -> Self:
+    async def connect(cls, settings: Settings, role: ClientRole = "worker") -> Self:
         """A client whose supervisor answers. Raises `Unavailable` or `StorageError`."""
-        client = cls(settings)
+        client = cls(settings, role)
         try:
             await client._connected()
         except BaseException:
@@ -152,10 +154,11 @@ class RuntimeClient:
             if self._context.closed:
                 raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
             if self._supervisor is None or self._supervisor.closed:
-                self._supervisor = await connect_supervisor(self._context, self._settings, self._identity)
-                keeper = asyncio.create_task(self._keep_supervisor(self._supervisor))
-                self._keepers.add(keeper)
-                keeper.add_done_callback(self._keepers.discard)
+                self._supervisor = await connect_supervisor(self._context, self._settings, self._identity, self._role)
+                if self._role == "worker":  # the page ends with its supervisor
+                    keeper = asyncio.create_task(self._keep_supervisor(self._supervisor))
+                    self._keepers.add(keeper)
+                    keeper.add_done_callback(self._keepers.discard)
             return self._supervisor
 
     async def _call(self, body: SupervisorInbound) -> SupervisorOutbound:

@@ -27,6 +27,13 @@ class SupervisorLaunch(Struct, frozen=True):
     database_url: str
 
 
+class PageLaunch(Struct, frozen=True):
+    """All that the page's process is told."""
+
+    settings: dict[str, Any]
+    database_url: str
+
+
 class TrainerLaunch(Struct, frozen=True):
     """All that a trainer process is told."""
 

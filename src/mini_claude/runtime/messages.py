@@ -5,7 +5,7 @@ and, for tokens, straight to the engine process that the supervisor named. Nothi
 values only, and a frame that does not decode into one of these types is dropped and logged.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -117,11 +117,17 @@ EngineOutbound = Accepted | ReplyEvent | Failed | EngineReport
 # --- worker -> supervisor --------------------------------------------------------------------------------------
 
 
+ClientRole = Literal["worker", "page"]
+
+
 class Hello(Struct, frozen=True):
-    """A worker introduces itself; the supervisor lives as long as one that did (pid and start time) does."""
+    """A process introduces itself. The supervisor lives as long as a worker that did (pid and start time) does;
+    the page is its own child.
+    """
 
     pid: int
     started: float
+    role: ClientRole = "worker"
 
 
 class Goodbye(Struct, frozen=True):

@@ -54,6 +54,11 @@ def start_lock(data_dir: Path) -> Path:
     return runtime_dir(data_dir) / "supervisor.start.lock"
 
 
+def page_socket(data_dir: Path) -> Path:
+    """Where the page's process serves HTTP to the workers."""
+    return runtime_dir(data_dir) / "page.sock"
+
+
 def new_engine_address(data_dir: Path) -> str:
     """A fresh address for one engine process; never reused, so a stale one can only fail."""
     return f"ipc://{runtime_dir(data_dir)}/engine-{secrets.token_hex(8)}.sock"

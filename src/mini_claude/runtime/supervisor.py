@@ -50,6 +50,7 @@ from mini_claude.runtime.messages import (
 )
 from mini_claude.runtime.metrics import Metrics
 from mini_claude.runtime.model_slot import ModelSlot
+from mini_claude.runtime.page_process import PageProcess
 from mini_claude.types import GpuMemory, LoadOptions, ModelSpec
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
@@ -63,9 +64,10 @@ FIRST_HELLO_SECONDS = 30.0
 class Supervisor:
     """Serves calls from workers until the last of them has gone."""
 
-    def __init__(self, settings: Settings, jobs: JobQueue | None = None) -> None:
+    def __init__(self, settings: Settings, jobs: JobQueue | None = None, page: PageProcess | None = None) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._page = page
         self._address = sockets.supervisor_address(settings.data_dir)
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -95,6 +97,8 @@ class Supervisor:
         tasks.append(asyncio.create_task(self._unload_idle()))
         if self._jobs is not None:
             tasks.append(asyncio.create_task(self._jobs.run()))
+        if self._page is not None:
+            tasks.append(asyncio.create_task(self._page.run()))
         ended = asyncio.create_task(self._ending.wait())
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -102,6 +106,8 @@ class Supervisor:
         for identity in self._lines:
             await self._socket.send_multipart([identity, Codec.encode(Answer(0, Ending()))])
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
+        if self._page is not None:
+            await self._page.close()
         self._socket.close()
         for task in done - {ended}:
             task.result()  # a loop of ours that ended early did so with an exception
@@ -149,6 +155,8 @@ class Supervisor:
                 return MetricsText(self._metrics.exposition(self._status()))
             case Publish(facts=facts):
                 self._metrics.record(facts)
+            case Hello(role="page"):
+                pass
             case Hello(pid=pid, started=started):
                 self._workers.add(ProcessIdentity(pid, started))
                 self._ends_at = time.monotonic() + self._settings.linger_seconds
@@ -185,6 +193,8 @@ class Supervisor:
         serving = {name: slot.serving for name, slot in self._slots.items() if slot.serving is not None}
         roles = [("supervisor", os.getpid())]
         roles += [("worker", worker.pid) for worker in self._workers]
+        if self._page is not None and self._page.pid is not None:
+            roles.append(("page", self._page.pid))
         roles += [(f"engine:{name}", process.pid) for name, slot in self._slots.items() for process in slot.processes]
         memory = [(role, pid, rss_bytes(pid)) for role, pid in roles]
         gpus: dict[int, GpuMemory] = {gpu.index: gpu for process in serving.values() for gpu in process.gpus}
@@ -232,7 +242,7 @@ def hold_lock(settings: Settings) -> IO[str] | None:
 async def serve(settings: Settings) -> None:
     """Run a supervisor to its end; tell whoever started us, by one line, that it can be called."""
     jobs = JobQueue.open(settings)
-    supervisor = Supervisor(settings, jobs)
+    supervisor = Supervisor(settings, jobs, PageProcess(settings) if settings.serves_page else None)
     supervisor.bind()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

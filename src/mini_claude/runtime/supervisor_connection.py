@@ -22,6 +22,7 @@ from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.runtime.messages import (
     Answer,
     CallFailed,
+    ClientRole,
     Codec,
     Ending,
     Envelope,
@@ -100,7 +101,7 @@ def _gone() -> Unavailable:
 
 
 async def connect_supervisor(
-    context: zmq.asyncio.Context, settings: Settings, identity: ProcessIdentity
+    context: zmq.asyncio.Context, settings: Settings, identity: ProcessIdentity, role: ClientRole = "worker"
 ) -> SupervisorConnection:
     """Connect to this data directory's supervisor, starting one where none runs, and say hello.
 
@@ -110,7 +111,7 @@ async def connect_supervisor(
     for _ in range(START_ATTEMPTS):
         process = await asyncio.to_thread(_ensure_running, settings)
         connection = SupervisorConnection(context, address)
-        hello = connection.call(Hello(identity.pid, identity.started))
+        hello = connection.call(Hello(identity.pid, identity.started, role))
         try:
             await asyncio.wait_for(hello, HELLO_SECONDS)
         except (TimeoutError, Unavailable):  # it was just about to end, or has not come up

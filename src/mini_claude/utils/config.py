@@ -67,6 +67,9 @@ class Settings(BaseSettings):
         le=86_400,
         description="How long models stay loaded without any API worker, for one that restarts.",
     )
+    page: bool = Field(
+        True, description="Serve the web page at /, in a process of its own. Needs a database that is not in memory."
+    )
     ping_seconds: float = Field(15.0, ge=0.05, le=300, description="Silence in a stream before a comment ping.")
     resume_seconds: float = Field(
         60.0,
@@ -165,6 +168,21 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir / 'mini-claude.db'}"
+
+    @property
+    def database_in_memory(self) -> bool:
+        """Whether sessions are in the memory of one process."""
+        return self.effective_database_url in {"sqlite://", "sqlite:///:memory:"}
+
+    @property
+    def serves_page(self) -> bool:
+        """Whether there is a page: its process could not see sessions in a worker's memory."""
+        return self.page and not self.database_in_memory
+
+    @property
+    def page_files_dir(self) -> Path:
+        """What the page's visitors upload and download, for a day at most."""
+        return self.data_dir / "page"
 
     @property
     def models_dir(self) -> Path:

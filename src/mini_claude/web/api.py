@@ -15,11 +15,13 @@ from fastapi import FastAPI
 from mini_claude.errors import MiniClaudeError
 from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.liveness import terminate_with_multiprocessing_parent
+from mini_claude.runtime.sockets import page_socket
 from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.access import AccessMiddleware
 from mini_claude.web.error_handlers import add_error_handlers
+from mini_claude.web.page_line import PageLine
 from mini_claude.web.routes import (
     adapters,
     chat,
@@ -27,10 +29,12 @@ from mini_claude.web.routes import (
     datasets,
     models,
     openai,
+    page,
     system,
     training,
     training_socket,
 )
+from mini_claude.web.shutdown import Shutdown
 
 log = get_logger(__name__)
 
@@ -62,6 +66,19 @@ async def _preload(services: Services) -> None:
         log.warning("preload_failed", model=services.settings.default_model, code=error.code, error=error.message)
 
 
+@asynccontextmanager
+async def _page_line(settings: Settings, shutdown: Shutdown) -> AsyncIterator[PageLine | None]:
+    """The line to the page's process, None where there is no page."""
+    if not settings.serves_page:
+        yield None
+        return
+    line = PageLine(page_socket(settings.data_dir), settings.max_dataset_bytes, shutdown)
+    try:
+        yield line
+    finally:
+        await line.aclose()
+
+
 def create_app(services_factory: ServicesFactory = services_from_settings) -> FastAPI:
     """The application. Tests pass a factory with services of their own."""
 
@@ -69,8 +86,11 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with services_factory() as services:
             app.state.services = services
+            app.state.shutdown = shutdown = Shutdown()
+            shutdown.listen()
             preload = asyncio.create_task(_preload(services)) if services.settings.preload else None
-            yield
+            async with _page_line(services.settings, shutdown) as app.state.page_line:
+                yield
             if preload is not None:
                 preload.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -107,6 +127,8 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         training.router,
         training_socket.router,
         openai.router,
+        page.public_router,
+        page.router,
     ):
         app.include_router(router)
     return app

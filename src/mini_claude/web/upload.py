@@ -20,6 +20,7 @@ from mini_claude.web.error_handlers import HTTPStatusError, WrongShape
 
 DATASETS_PATH: Final = "/api/v1/datasets"
 ADAPTERS_PATH: Final = "/api/v1/models/adapters"
+PAGE_UPLOAD_PATH: Final = "/gradio_api/upload"  # passed on to the page's process by page_line.py
 FORM_BYTES: Final = 65_536  # what a form may hold besides its file
 IDLE_SECONDS: Final = 30.0
 MIN_BYTES_PER_SECOND: Final = 65_536  # on the whole
@@ -39,7 +40,7 @@ class FormShape:
 
 def is_upload(scope: Scope) -> bool:
     """Whether this request's body is read here."""
-    return bool(scope["method"] == "POST" and scope["path"] in (DATASETS_PATH, ADAPTERS_PATH))
+    return bool(scope["method"] == "POST" and scope["path"] in (DATASETS_PATH, ADAPTERS_PATH, PAGE_UPLOAD_PATH))
 
 
 def announced_bytes(request: Request, shape: FormShape, max_bytes: int) -> int:

@@ -1,0 +1,1 @@
+"""The web page, in a process of its own. Only this package imports Gradio."""

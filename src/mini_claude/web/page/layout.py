@@ -1,0 +1,19 @@
+"""The page as a whole: its tabs in their order."""
+
+import gradio as gr
+
+from mini_claude.services.services import Services
+from mini_claude.web.page.chat import ChatTab
+from mini_claude.web.page.theme import TITLE
+
+FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
+
+
+def build_page(services: Services) -> gr.Blocks:
+    """Everything at /."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS) as page:
+        with gr.Tabs(elem_id="tabs"), gr.Tab("Chat", id="chat"):
+            chat = ChatTab(services)
+        chat.start(page)
+    page.queue(default_concurrency_limit=None, max_size=1000)
+    return page

@@ -1,0 +1,84 @@
+"""The page's process: services of its own over the same data, Gradio on a Unix socket for the API workers."""
+
+import asyncio
+import os
+import signal
+import sys
+from contextlib import suppress
+
+import gradio as gr
+import msgspec
+import uvicorn
+from fastapi import FastAPI
+
+from mini_claude.runtime import sockets
+from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.launches import PageLaunch
+from mini_claude.runtime.liveness import end_with_parent
+from mini_claude.services.services import Services, open_services
+from mini_claude.utils.config import Settings
+from mini_claude.utils.logging import configure_logging, get_logger
+from mini_claude.web.page.layout import build_page
+from mini_claude.web.page.theme import CSS, HEAD, page_theme
+
+log = get_logger(__name__)
+
+GRACE_SECONDS = 1  # for events under way; replies and jobs go on without us
+
+
+def create_page_app(services: Services) -> FastAPI:
+    """The ASGI application that the workers forward to."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    return gr.mount_gradio_app(
+        app,
+        build_page(services),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        show_error=True,
+        max_file_size=services.settings.max_dataset_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=page_theme(),
+        css=CSS,
+        head=HEAD,
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM."""
+    runtime = await RuntimeClient.connect(settings, "page")
+    try:
+        services = await open_services(settings, runtime)
+        try:
+            socket = sockets.page_socket(settings.data_dir)
+            config = uvicorn.Config(
+                create_page_app(services),
+                uds=str(socket),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=GRACE_SECONDS,
+            )
+            log.info("page.ready", pid=os.getpid())
+            with suppress(KeyboardInterrupt):
+                await uvicorn.Server(config).serve()
+        finally:
+            await services.aclose()
+    finally:
+        await runtime.aclose()
+
+
+def main() -> None:
+    """Entry point of the process: a `PageLaunch` as one line of JSON on standard input."""
+    launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=PageLaunch)
+    end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
+    settings = Settings.model_validate(launch.settings | {"database_url": launch.database_url})
+    configure_logging(settings, "page")
+    settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

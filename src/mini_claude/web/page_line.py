@@ -1,0 +1,129 @@
+"""A worker's line to the page's process: HTTP over a Unix socket that only this user can open.
+
+What passes is the page's own traffic. Who is calling was found out by the worker and is told in a header; the same
+header from outside is thrown away.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+import httpx
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+
+from mini_claude.errors import PayloadTooLarge, Unavailable
+from mini_claude.services.identity import Caller
+from mini_claude.web.shutdown import Shutdown
+
+OWNER_HEADER: Final = "x-mini-claude-owner"
+KEY_HEADER: Final = "x-mini-claude-key-id"
+CONNECT_SECONDS: Final = 5.0
+MAX_CONNECTIONS: Final = 1000
+# Of one connection (RFC 9110, section 7.6.1), or ours to say.
+NOT_FORWARDED: Final = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "upgrade"),
+        *("transfer-encoding", "content-length", "authorization", "x-api-key", "cookie"),
+        *(OWNER_HEADER, KEY_HEADER, "x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "forwarded"),
+    }
+)
+# Gradio's page starts inline scripts and compiles templates. Nothing may come from, or go to, anywhere else.
+SECURITY_HEADERS: Final = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+def starting() -> Unavailable:
+    """The error while the page's process does not answer."""
+    return Unavailable("The page is starting: try again in a few seconds.", code="page_starting", retry_after=2.0)
+
+
+class PageLine:
+    """Forwards requests. Belongs to one event loop."""
+
+    def __init__(self, socket: Path, max_upload_bytes: int, shutdown: Shutdown) -> None:
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(
+                uds=str(socket), limits=httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=20)
+            ),
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            trust_env=False,
+        )
+        self._max_upload_bytes = max_upload_bytes
+        self._shutdown = shutdown
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    async def forward(self, request: Request, caller: Caller) -> Response:
+        """The page's answer, passed on while it comes. Raises `Unavailable` and `PayloadTooLarge`."""
+        headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
+        headers += [(OWNER_HEADER, caller.owner), ("x-forwarded-proto", request.url.scheme)]
+        if caller.key_id is not None:
+            headers.append((KEY_HEADER, caller.key_id))
+        outgoing = self._http.build_request(
+            request.method,
+            httpx.URL(
+                scheme="http",
+                host="page",
+                path=request.url.path,
+                query=request.url.query.encode(),
+            ),
+            headers=headers,
+            content=self._body(request) if request.method == "POST" else None,
+        )
+        try:
+            incoming = await self._http.send(outgoing, stream=True)
+        except httpx.ConnectError as error:
+            raise starting() from error
+        except httpx.TransportError as error:
+            raise Unavailable("The page's process ended: it is being started again.", retry_after=5.0) from error
+        answer = StreamingResponse(self._content(incoming), incoming.status_code)
+        answer.raw_headers = [
+            (name.lower(), value)
+            for name, value in incoming.headers.raw
+            if name.lower().decode("latin-1") not in NOT_FORWARDED - {"content-length"}
+        ]
+        answer.headers.update(SECURITY_HEADERS)
+        return answer
+
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > self._max_upload_bytes:
+                raise PayloadTooLarge(
+                    f"The upload is larger than {self._max_upload_bytes} bytes (max_dataset_bytes): make it smaller."
+                )
+            yield chunk
+
+    async def _content(self, incoming: httpx.Response) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, until this worker has to end: a page's line for news has no end of its own."""
+        ending = asyncio.create_task(self._shutdown.wait())
+        body = incoming.aiter_raw()
+        try:
+            async with aclosing(body):  # type: ignore[type-var]
+                while True:
+                    chunk = asyncio.ensure_future(anext(body, None))
+                    await asyncio.wait({chunk, ending}, return_when=asyncio.FIRST_COMPLETED)
+                    if not chunk.done():
+                        chunk.cancel()
+                        await asyncio.gather(chunk, return_exceptions=True)
+                        break
+                    data = chunk.result()
+                    if data is None:
+                        break
+                    yield data
+        except httpx.TransportError as error:
+            raise ClientDisconnect from error  # the browser sees a line that broke, and comes again
+        finally:
+            ending.cancel()
+            await incoming.aclose()

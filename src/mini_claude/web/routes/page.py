@@ -1,0 +1,125 @@
+"""The web page's addresses: who may see it, a form for the key, and the way to the process that makes it.
+
+Only what the page needs is let through; Gradio answers at many more addresses.
+"""
+
+import re
+from importlib.resources import files
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Depends, Request
+from starlette.requests import HTTPConnection
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from mini_claude.errors import MiniClaudeError, NotFound, Unauthorized, Unavailable
+from mini_claude.services.identity import Caller
+from mini_claude.web.deps import ServicesDep, caller_with_key, key_in_headers, local_caller
+from mini_claude.web.page_line import SECURITY_HEADERS, PageLine
+
+COOKIE: Final = "mini_claude_key"
+COOKIE_SECONDS: Final = 30 * 86_400
+MAX_FORM_BYTES: Final = 4096
+GRADIO_PATHS: Final = re.compile(
+    r"queue/(join|data)|upload(_progress)?|file=.+|cancel|reset/?|heartbeat/\w+|startup-events|component_server|info"
+)
+_NAME: Final = r"[\w./@-]+"
+
+
+async def page_caller(connection: HTTPConnection, services: ServicesDep) -> Caller:
+    """Who looks at the page: on a server with keys the owner of the key in the cookie, else the local user.
+
+    The cookie counts at the page's addresses only, and browsers send it from the page alone (SameSite=Strict).
+    """
+    if await services.keys.any_exist():
+        return await caller_with_key(services, connection.cookies.get(COOKIE) or key_in_headers(connection))
+    return local_caller(connection, services)
+
+
+PageCaller = Annotated[Caller, Depends(page_caller)]
+
+
+def line_of(connection: HTTPConnection) -> PageLine:
+    """The line that the lifespan opened. Raises `NotFound` where there is no page."""
+    line: PageLine | None = connection.app.state.page_line
+    if line is None:
+        raise NotFound(
+            "This server has no page (page = false, or a database in memory); /docs describes its API.",
+            code="no_page",
+        )
+    return line
+
+
+LineDep = Annotated[PageLine, Depends(line_of)]
+router = APIRouter(include_in_schema=False)
+public_router = APIRouter(include_in_schema=False)
+
+
+def _document(name: str, status: int, **headers: str) -> HTMLResponse:
+    text = files("mini_claude.web.page").joinpath(name).read_text()
+    return HTMLResponse(text, status, {**SECURITY_HEADERS, "cache-control": "no-store", **headers})
+
+
+@public_router.get("/")
+async def page(request: Request, services: ServicesDep) -> Response:
+    """The page, the form for a key, or a document that tries again while the page's process starts."""
+    line = line_of(request)
+    try:
+        caller = await page_caller(request, services)
+    except Unauthorized:
+        if not await services.keys.any_exist():
+            raise
+        return _document("login.html", 401)
+    try:
+        return await line.forward(request, caller)
+    except Unavailable:
+        return _document("starting.html", 503, **{"retry-after": "2"})
+
+
+@public_router.post("/login")
+async def login(request: Request, services: ServicesDep) -> Response:
+    """Take a key from the form into a cookie that scripts cannot read."""
+    body = (await request.body())[:MAX_FORM_BYTES]
+    fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&"))
+    key = fields.get("key", "").strip()
+    try:
+        await caller_with_key(services, key)
+    except MiniClaudeError:
+        return _document("login.html", 401)
+    answer = RedirectResponse("/", 303)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(COOKIE, key, COOKIE_SECONDS, httponly=True, samesite="strict", secure=secure)
+    return answer
+
+
+@router.post("/logout")
+async def logout(_caller: PageCaller) -> Response:
+    """Forget the key."""
+    answer = RedirectResponse("/", 303)
+    answer.delete_cookie(COOKIE)
+    return answer
+
+
+@router.api_route("/gradio_api/{path:path}", methods=["GET", "POST"])
+async def gradio(path: str, request: Request, caller: PageCaller, line: LineDep) -> Response:
+    """Events and files of the page."""
+    if GRADIO_PATHS.fullmatch(path) is None:
+        raise NotFound("There is no such address.", code="not_found")
+    return await line.forward(request, caller)
+
+
+@router.get("/assets/{path:path}")
+@router.get("/static/{path:path}")
+async def asset(path: str, request: Request, caller: PageCaller, line: LineDep) -> Response:
+    """Scripts, styles and fonts."""
+    if re.fullmatch(_NAME, path) is None:
+        raise NotFound("There is no such address.", code="not_found")
+    return await line.forward(request, caller)
+
+
+@router.get("/config")
+@router.get("/theme.css")
+@router.get("/favicon.ico")
+@router.get("/manifest.json")
+async def document(request: Request, caller: PageCaller, line: LineDep) -> Response:
+    """What the page asks for by itself."""
+    return await line.forward(request, caller)

@@ -1,0 +1,47 @@
+"""The moment at which this worker was told to end.
+
+uvicorn waits for open responses before it ends the lifespan, so what would stay open for ever, like a page's line for
+news, has to hear of the signal itself.
+"""
+
+import asyncio
+import signal
+import threading
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Shutdown:
+    """An event that is set when a signal asks this process to end; whoever handled the signal before still does."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def listen(self) -> None:
+        """From now on; to be called in the event loop's thread. Only a main thread hears signals."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            self._chain(number, loop)
+
+    async def wait(self) -> None:
+        """Return when the process was told to end."""
+        await self._event.wait()
+
+    def set(self) -> None:
+        """Tell it."""
+        self._event.set()
+
+    def _chain(self, number: signal.Signals, loop: asyncio.AbstractEventLoop) -> None:
+        before = signal.getsignal(number)
+
+        def handle(signum: int, frame: FrameType | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._event.set)
+            if callable(before):
+                before(signum, frame)
+
+        if callable(before):  # else nobody handles it, and the process just ends
+            signal.signal(number, handle)
