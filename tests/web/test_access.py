@@ -25,7 +25,7 @@ def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         if not isinstance(context.original_route, APIWebSocketRoute):
             path = (context.path or "").replace(":path", "")
             for method in context.methods or ():
-                yield method, path.format(session_id="a", name="a", model="a", job_id="a", reference="a")
+                yield method, path.format(session_id="a", name="a", model="a", job_id="a", reference="a", path="a")
 
 
 def socket_paths(app: FastAPI) -> set[str]:

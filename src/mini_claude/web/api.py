@@ -91,6 +91,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
             preload = asyncio.create_task(_preload(services)) if services.settings.preload else None
             async with _page_line(services.settings, shutdown) as app.state.page_line:
                 yield
+            shutdown.close()
             if preload is not None:
                 preload.cancel()
                 with contextlib.suppress(asyncio.CancelledError):

@@ -7,9 +7,11 @@ news, has to hear of the signal itself.
 import asyncio
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_Handler = Callable[[int, FrameType | None], object]
 
 
 class Shutdown:
@@ -17,6 +19,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._handled: dict[signal.Signals, tuple[_Handler, _Handler]] = {}  # by signal: before us, ours
 
     def listen(self) -> None:
         """From now on; to be called in the event loop's thread. Only a main thread hears signals."""
@@ -25,6 +28,13 @@ class Shutdown:
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             self._chain(number, loop)
+
+    def close(self) -> None:
+        """Leave the signals to whoever had them before."""
+        for number, (before, ours) in self._handled.items():
+            if signal.getsignal(number) is ours:
+                signal.signal(number, before)
+        self._handled.clear()
 
     async def wait(self) -> None:
         """Return when the process was told to end."""
@@ -45,3 +55,4 @@ class Shutdown:
 
         if callable(before):  # else nobody handles it, and the process just ends
             signal.signal(number, handle)
+            self._handled[number] = before, handle

@@ -24,7 +24,7 @@ from mini_claude.web.page.sampling_panel import SamplingPanel
 from mini_claude.web.page.session_list import SessionList
 from mini_claude.web.page.visitor import event, stream, visitor
 
-FRAME_SECONDS: Final = 0.06  # between two looks of a reply that is being written
+FRAME_SECONDS: Final = 0.1  # between two looks of a reply that is being written
 EMPTY: Final[dict[str, Any]] = {"session": None, "turns": []}
 _PLACEHOLDER: Final = "### Ask something\nYour conversations stay on this machine."
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}

@@ -6,6 +6,7 @@ Only what the page needs is let through; Gradio answers at many more addresses.
 import re
 from importlib.resources import files
 from typing import Annotated, Final
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Depends, Request
 from starlette.requests import HTTPConnection
@@ -62,7 +63,6 @@ def _document(name: str, status: int, **headers: str) -> HTMLResponse:
 @public_router.get("/")
 async def page(request: Request, services: ServicesDep) -> Response:
     """The page, the form for a key, or a document that tries again while the page's process starts."""
-    line = line_of(request)
     try:
         caller = await page_caller(request, services)
     except Unauthorized:
@@ -70,7 +70,7 @@ async def page(request: Request, services: ServicesDep) -> Response:
             raise
         return _document("login.html", 401)
     try:
-        return await line.forward(request, caller)
+        return await line_of(request).forward(request, caller)
     except Unavailable:
         return _document("starting.html", 503, **{"retry-after": "2"})
 
@@ -78,9 +78,11 @@ async def page(request: Request, services: ServicesDep) -> Response:
 @public_router.post("/login")
 async def login(request: Request, services: ServicesDep) -> Response:
     """Take a key from the form into a cookie that scripts cannot read."""
+    if not await services.keys.any_exist():
+        local_caller(request, services)
+        return RedirectResponse("/", 303)
     body = (await request.body())[:MAX_FORM_BYTES]
-    fields = dict(part.partition("=")[::2] for part in body.decode("latin-1").split("&"))
-    key = fields.get("key", "").strip()
+    key = parse_qs(body.decode("latin-1")).get("key", [""])[0].strip()
     try:
         await caller_with_key(services, key)
     except MiniClaudeError:

@@ -1,0 +1,236 @@
+"""The chat as somebody uses it who never opens a terminal."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from mini_claude.terminal.keys import open_keys
+from mini_claude.utils.config import Settings
+
+from ..end_to_end.conftest import Server, with_model
+from .conftest import OpenPage, page_server
+
+pytestmark = [pytest.mark.real_model, pytest.mark.alone]
+
+SHORT = "Name the capital of France."
+LONG = "Write a very long story about a dragon and a knight, in ten chapters."
+Shoot = Callable[[Page, str], None]
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#say textarea", text)
+    page.press("#say textarea", "Enter")
+
+
+def answers(page: Page) -> list[str]:
+    return page.locator("#chatbot .bot.message").all_inner_texts()
+
+
+def wait_for_end(page: Page) -> None:
+    expect(page.locator("#facts")).to_contain_text("tokens/s")
+
+
+def ask(page: Page, text: str) -> str:
+    """One question; the answer's text once it has ended."""
+    before = len(answers(page))
+    say(page, text)
+    expect(page.locator("#chatbot .bot.message")).to_have_count(before + 1)
+    wait_for_end(page)
+    expect(page.locator("#say button.submit-button")).to_be_visible()
+    return answers(page)[-1]
+
+
+def settings(page: Page) -> None:
+    page.click("#settings > button")
+
+
+def test_a_question_is_answered_with_its_speed_and_how_full_the_context_is(page: Page, shoot: Shoot) -> None:
+    assert "Paris" in ask(page, SHORT)
+    facts = page.locator("#facts").inner_text()
+    assert re.search(r"smollm2-135m · \d+ tokens · \d+ tokens/s, first after \d+ ms", facts)
+    assert re.search(r"context: \d+ of 8,192 tokens", facts)
+    expect(page.locator("#sessions button[aria-current=true]")).to_have_text(SHORT)
+    shoot(page, "light")
+
+
+def test_code_is_highlighted_and_the_dark_page_is_dark(open_page: OpenPage, base_url: str, shoot: Shoot) -> None:
+    page = open_page(base_url, dark=True)
+    ask(page, "Write a Python function that adds two numbers. Answer with code.")
+    expect(page.locator("#chatbot code span.token").first).to_be_visible()
+    luminance = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    assert max(luminance[:3]) < 80
+    shoot(page, "dark")
+
+
+def test_stop_ends_a_long_answer_and_keeps_what_came(page: Page) -> None:
+    say(page, LONG)
+    page.click("#say button.stop-button")
+    expect(page.locator("#chatbot")).to_contain_text("(stopped)")
+    expect(page.locator("#say button.submit-button")).to_be_visible()
+    assert len(answers(page)) == 1
+
+
+def test_a_reload_in_the_middle_of_a_reply_loses_nothing(page: Page, server: Server) -> None:
+    say(page, LONG)
+    expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+\W+\w+\W+\w+\W+\w+"))
+    page.reload()
+    expect(page.locator("#chatbot .bot.message")).to_have_count(1)
+    expect(page.locator("#facts")).to_contain_text(re.compile(r"\d+ tokens ·"))
+    session = server.http.get("/api/v1/chat/sessions", params={"limit": 1}).json()["sessions"][0]
+    stored = server.http.get(f"/api/v1/chat/sessions/{session['id']}").json()["turns"][-1]
+    assert stored["status"] == "done"
+    shown = " ".join(answers(page)[0].split())
+    assert shown[:200] in " ".join(re.sub(r"[*_`#]", "", stored["content"]).split()) or shown[:50] in stored["content"]
+
+
+def test_an_edited_question_makes_a_branch_and_one_can_go_back(page: Page, shoot: Shoot) -> None:
+    ask(page, SHORT)
+    page.locator("#chatbot .user button[aria-label='Edit'], #chatbot button[title='Edit']").first.click()
+    page.locator("#chatbot textarea").first.fill("Name the capital of Italy.")
+    page.locator("#chatbot button[aria-label='Submit'], #chatbot button[title='Submit']").first.click()
+    expect(page.locator("#chatbot")).to_contain_text("Rome")
+    wait_for_end(page)
+    expect(page.locator("#branches")).to_be_visible()
+    page.click("#branches input")
+    page.get_by_role("option", name=re.compile("Name the capital of France")).click()
+    expect(page.locator("#chatbot")).to_contain_text("Paris")
+    expect(page.locator("#chatbot")).not_to_contain_text("Rome")
+    shoot(page, "branches")
+
+
+def test_regenerating_keeps_the_answer_from_before_as_another_version(page: Page) -> None:
+    ask(page, SHORT)
+    page.locator("#chatbot button[aria-label='Retry'], #chatbot button[title='Retry']").first.click()
+    expect(page.locator("#branches")).to_contain_text("Other versions of this conversation (1)")
+
+
+def test_conversations_are_found_renamed_opened_and_deleted(page: Page) -> None:
+    ask(page, "What is a zebra?")
+    page.click("#new-chat")
+    ask(page, SHORT)
+    page.fill("#session-search textarea, #session-search input", "zebra")
+    expect(page.locator("#sessions button")).to_have_count(1)
+    page.click("#sessions button")
+    expect(page.locator("#chatbot")).to_contain_text("What is a zebra?")
+    page.click("#session-tools > button")
+    page.fill("#session-title textarea, #session-title input", "About stripes")
+    page.get_by_role("button", name="Rename").click()
+    expect(page.locator("#sessions button[aria-current=true]")).to_have_text("About stripes")
+    page.get_by_role("button", name="Delete", exact=True).click()
+    page.get_by_role("button", name="Delete it for good").click()
+    expect(page.locator("#sessions button")).to_have_count(0)
+
+
+@pytest.mark.parametrize(("button", "suffix"), [("Export Markdown", ".md"), ("Export JSON", ".json")])
+def test_a_conversation_is_exported(page: Page, tmp_path: Path, button: str, suffix: str) -> None:
+    ask(page, SHORT)
+    page.click("#session-tools > button")
+    with page.expect_download() as download:
+        page.get_by_role("button", name=button).click()
+    target = tmp_path / "export"
+    download.value.save_as(target)
+    assert download.value.suggested_filename.endswith(suffix)
+    text = target.read_text()
+    assert SHORT in text
+    assert "Paris" in text
+    if suffix == ".json":
+        assert json.loads(text)["turns"][1]["role"] == "assistant"
+
+
+def test_a_thumb_and_a_corrected_answer_are_kept(page: Page, server: Server) -> None:
+    ask(page, SHORT)
+    page.locator("#chatbot button[aria-label*='like' i], #chatbot button[title*='like' i]").last.click()
+    session = server.http.get("/api/v1/chat/sessions", params={"limit": 1}).json()["sessions"][0]["id"]
+    page.locator("#chatbot .bot button[aria-label='Edit'], #chatbot button[title='Edit']").last.click()
+    page.locator("#chatbot textarea").last.fill("It is Paris, on the Seine.")
+    page.locator("#chatbot button[aria-label='Submit'], #chatbot button[title='Submit']").last.click()
+    expect(page.locator("#chatbot")).to_contain_text("Your correction, kept for training")
+    feedback = server.http.get(f"/api/v1/chat/sessions/{session}/feedback").json()
+    assert "It is Paris, on the Seine." in json.dumps(feedback)
+
+
+def test_html_and_images_in_a_message_are_shown_and_never_loaded(page: Page) -> None:
+    ask(
+        page,
+        "Repeat: <img src='http://127.0.0.1:9/a.png' onerror='alert(1)'> ![x](http://127.0.0.1:9/b.png) <script>1</script>",
+    )
+    assert page.locator("#chatbot .user.message img").count() == 0
+    expect(page.locator("#chatbot .user.message")).to_contain_text("<script>1</script>")
+
+
+def test_nonsense_in_a_setting_is_explained_and_nothing_is_lost(page: Page) -> None:
+    settings(page)
+    page.get_by_label("Temperature").first.fill("9")
+    say(page, SHORT)
+    expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(
+        re.compile("temperature|maximum|greater", re.I)
+    )
+    expect(page.locator("#say textarea")).to_have_value(SHORT)
+
+
+def test_it_works_on_a_phone(open_page: OpenPage, base_url: str, shoot: Shoot) -> None:
+    page = open_page(base_url, width=390, height=844)
+    page.wait_for_selector("#say textarea")
+    shoot(page, "first")
+    assert "Paris" in ask(page, SHORT)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    shoot(page, "answered")
+
+
+def test_it_works_by_keyboard_alone(page: Page) -> None:
+    expect(page.locator("#say textarea")).to_be_focused()
+    page.keyboard.type(SHORT)
+    page.keyboard.press("Enter")
+    wait_for_end(page)
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.id") == "new-chat":
+            break
+    page.keyboard.press("Enter")
+    expect(page.locator("#chatbot .message")).to_have_count(0)
+
+
+def test_first_paint_is_under_two_seconds(open_page: OpenPage, base_url: str) -> None:
+    page = open_page(base_url)
+    page.wait_for_selector("#say textarea")
+    paints = page.evaluate("performance.getEntriesByType('paint').map(entry => entry.startTime)")
+    assert paints
+    assert max(paints) < 2000
+
+
+def test_with_a_key_the_page_asks_for_it_and_every_event_respects_its_end(
+    open_page: OpenPage, tmp_path: Path, smollm2_folder: Path, shoot: Shoot
+) -> None:
+    data_dir = with_model(tmp_path / "data", smollm2_folder)
+    key_id, key = make_key(data_dir)
+    with page_server(data_dir, api_key=key) as server:
+        page = open_page(server.url, tolerate=("401",))
+        page.fill("#key", "mc-wrong")
+        page.get_by_role("button", name="Sign in").click()
+        shoot(page, "login")
+        page.fill("#key", key)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_selector("#say textarea")
+        assert "Paris" in ask(page, SHORT)
+        revoke_key(data_dir, key_id)
+        with page.expect_response(re.compile("queue/join")) as refused:
+            say(page, "And of Italy?")
+        assert refused.value.status == 401
+        page.reload()
+        expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def make_key(data_dir: Path) -> tuple[str, str]:
+    with open_keys(Settings(data_dir=data_dir)) as service:
+        record, key = asyncio.run(service.create("test"))
+    return record.id, key
+
+
+def revoke_key(data_dir: Path, key_id: str) -> None:
+    with open_keys(Settings(data_dir=data_dir)) as service:
+        asyncio.run(service.revoke(key_id))

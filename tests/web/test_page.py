@@ -1,0 +1,174 @@
+"""The page's addresses at a worker: who gets through, what is forwarded, and what happens without its process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from mini_claude.runtime.sockets import page_socket
+from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER
+from mini_claude.web.routes.page import COOKIE
+
+from .conftest import OpenSite, Site, served
+
+KEY_PAGE = "This server needs an API key"
+
+
+class FakePage:
+    """What stands at the other end of the socket: says what it got; /gradio_api/queue/data never ends by itself."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        if scope["path"] == "/gradio_api/queue/data":
+            await StreamingResponse(self._for_ever(), media_type="text/event-stream")(scope, receive, send)
+            return
+        body = await request.body()
+        seen = {"path": scope["path"], "query": request.url.query, "size": len(body), "headers": dict(request.headers)}
+        await JSONResponse(seen, headers={"x-frame-options": "ALLOWALL"})(scope, receive, send)
+
+    async def _for_ever(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"data: {}\n\n"
+                await asyncio.sleep(0.01)
+        finally:
+            self.left.set()
+
+
+@asynccontextmanager
+async def page_process(site: Site) -> AsyncIterator[FakePage]:
+    page = FakePage()
+    socket = str(page_socket(site.services.settings.data_dir))
+    server = uvicorn.Server(uvicorn.Config(page, uds=socket, lifespan="off", log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield page
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+@pytest.fixture
+async def paged(open_site: OpenSite) -> Site:
+    return await open_site(database_url=None, max_dataset_bytes=2048)
+
+
+async def test_a_server_whose_database_is_in_memory_has_no_page_and_says_why(site: Site) -> None:
+    async with site.client() as client:
+        answer = await client.get("/")
+    assert answer.status_code == 404
+    assert "database in memory" in answer.json()["error"]["message"]
+
+
+async def test_while_the_process_starts_the_page_tries_again_by_itself(paged: Site) -> None:
+    async with paged.client() as client:
+        page, event = await client.get("/"), await client.post("/gradio_api/queue/join", json={})
+    assert page.status_code == 503
+    assert 'http-equiv="refresh"' in page.text
+    assert page.headers["retry-after"] == "2"
+    assert event.status_code == 503
+    assert event.json()["error"]["code"] == "page_starting"
+
+
+async def test_the_local_visitor_is_named_and_a_name_from_outside_is_thrown_away(paged: Site) -> None:
+    async with page_process(paged), paged.client(**{OWNER_HEADER: "admin", KEY_HEADER: "k"}) as client:
+        seen = (await client.get("/?tab=chat")).json()
+    assert seen["headers"][OWNER_HEADER] == "local"
+    assert KEY_HEADER not in seen["headers"]
+    assert (seen["path"], seen["query"]) == ("/", "tab=chat")
+
+
+async def test_answers_carry_a_policy_that_lets_nothing_be_fetched_from_elsewhere(paged: Site) -> None:
+    async with page_process(paged), paged.client() as client:
+        answer = await client.get("/")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "img-src 'self' data: blob:;" in policy
+    assert "frame-ancestors 'none'" in policy
+
+
+@pytest.mark.parametrize(
+    "path", ["proxy=http://127.0.0.1/", "api/predict", "run/say", "runs", "vibe-edit", "queue/joined", "openapi.json"]
+)
+async def test_what_the_page_does_not_need_is_not_let_through(paged: Site, path: str) -> None:
+    async with page_process(paged), paged.client() as client:
+        answer = await client.get(f"/gradio_api/{path}")
+    assert answer.status_code == 404
+
+
+async def test_with_keys_a_form_asks_for_one_and_its_cookie_opens_the_page(paged: Site) -> None:
+    record, key = await paged.services.keys.create("laptop")
+    async with page_process(paged), paged.client() as client:
+        closed = await client.get("/")
+        assert (closed.status_code, KEY_PAGE in closed.text) == (401, True)
+        wrong = await client.post("/login", data={"key": "mc-" + "A" * 43})
+        assert (wrong.status_code, "set-cookie" in wrong.headers) == (401, False)
+        entered = await client.post("/login", data={"key": key})
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        cookie = entered.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        seen = (await client.get("/")).json()
+        assert (seen["headers"][OWNER_HEADER], seen["headers"][KEY_HEADER]) == (record.id, record.id)
+        assert key not in str(seen)  # the page's process never sees it
+        await paged.services.keys.revoke(record.id)
+        assert (await client.post("/gradio_api/queue/join", json={})).status_code == 401
+
+
+async def test_the_cookie_opens_the_page_and_nothing_else(paged: Site) -> None:
+    key = await paged.key()
+    async with paged.client(cookie=f"{COOKIE}={key}") as client:
+        assert (await client.get("/api/v1/models")).status_code == 401
+        assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_signing_out_forgets_the_cookie(paged: Site) -> None:
+    key = await paged.key()
+    async with paged.client(cookie=f"{COOKIE}={key}") as client:
+        answer = await client.post("/logout")
+    assert answer.status_code == 303
+    assert f'{COOKIE}=""' in answer.headers["set-cookie"]
+
+
+async def test_an_upload_is_passed_on_up_to_the_largest_dataset(paged: Site) -> None:
+    async with page_process(paged), paged.client() as client:
+        small = await client.post("/gradio_api/upload", content=b"x" * 2048)
+        large = await client.post("/gradio_api/upload", content=b"x" * 2049)
+    assert small.json()["size"] == 2048
+    assert large.status_code == 413
+    assert "max_dataset_bytes" in large.json()["error"]["message"]
+
+
+async def test_a_visitor_who_leaves_ends_the_stream_at_the_process_too(paged: Site) -> None:
+    async with page_process(paged) as page, served(paged) as address:
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(f"GET /gradio_api/queue/data HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        assert b"200" in await reader.readline()
+        writer.close()
+        async with asyncio.timeout(5):
+            await page.left.wait()
+
+
+async def test_a_worker_that_is_told_to_end_does_not_wait_for_open_pages(paged: Site) -> None:
+    async with page_process(paged) as page, served(paged) as address:
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(f"GET /gradio_api/queue/data HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        assert b"200" in await reader.readline()
+        paged.app.state.shutdown.set()
+        async with asyncio.timeout(5):
+            await page.left.wait()
+            while await reader.read(65536):
+                continue
+        writer.close()
