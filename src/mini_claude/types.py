@@ -51,6 +51,8 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False  # benchmarks only: keep going to max_tokens
+    forced_token_ids: tuple[int, ...] = ()  # the reply's first tokens, whatever would have been chosen
+    trace: int | None = None  # k: record how each token was chosen among the k most probable
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,53 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateTrace:
+    """What each step of sampling made of one candidate.
+
+    `probabilities` are aligned with `TokenTrace.steps`; None where a step took the candidate out.
+    """
+
+    token_id: int
+    token: str
+    probabilities: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """How one token was chosen.
+
+    `steps` are "model" (softmax of its logits) and then the sampling parameters that changed something, in the order
+    in which they were applied. `candidates` are the model's most probable tokens, best first, and the chosen one in
+    any case. `seconds` are times of stages by name: queue and prefill (first token only), decode, sampling,
+    detokenize; decode is the whole step's, which is shared with the rest of the batch.
+    """
+
+    token_id: int
+    token: str
+    forced: bool
+    steps: tuple[str, ...]
+    candidates: tuple[CandidateTrace, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptToken:
+    """A token of a prompt; a control token shows its name."""
+
+    token_id: int
+    token: str
+    is_control: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PromptTrace:
+    """What the model was given. `seconds`: render (messages to text) and tokenize."""
+
+    tokens: tuple[PromptToken, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one request; `cached_tokens` is the part of the prompt served from the prefix cache."""
 
@@ -120,6 +169,7 @@ class GenerationDelta:
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    trace: tuple[TokenTrace, ...] = ()  # where it was asked for; also of a token that ends the reply unseen
 
 
 @dataclass(frozen=True, slots=True)

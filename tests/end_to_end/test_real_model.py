@@ -176,3 +176,37 @@ def test_memory_comes_back_after_an_unload_and_stays_within_bounds(real_server: 
     states = {model["name"]: model["state"] for model in real_server.http.get("/api/v1/models").json()["models"]}
     assert states[MODEL] == "available"
     assert ask(real_server)["response"] == "The capital of France is Paris."  # loaded again on demand
+
+
+def test_an_xray_shows_how_an_answer_came_about_and_goes_on_from_another_candidate(real_server: Server) -> None:
+    body = {"messages": [{"role": "user", "content": "Name the capital of France."}], "max_tokens": 12}
+    xray = real_server.http.post("/api/v1/xray", json={**body, "temperature": 0, "candidates": 5}).json()
+    assert [t["token"] for t in xray["prompt"]["tokens"] if t["is_control"]].count("<|im_start|>") == 3
+    for token in xray["tokens"]:
+        assert token["steps"] == ["model", "temperature"]
+        assert token["token_id"] == token["candidates"][0]["token_id"]  # greedy
+        assert token["candidates"][0]["probabilities"][1] == 1.0
+    place = 1
+    other = xray["tokens"][place]["candidates"][1]
+    prefix = [token["token_id"] for token in xray["tokens"][:place]] + [other["token_id"]]
+    again = real_server.http.post(
+        "/api/v1/xray", json={**body, "temperature": 0, "candidates": 5, "prefix_token_ids": prefix}
+    ).json()
+    assert [token["token_id"] for token in again["tokens"]][: len(prefix)] == prefix
+    assert again["tokens"][place]["forced"]
+    shares = {each["token_id"]: each["probabilities"][0] for each in again["tokens"][place]["candidates"]}
+    assert shares[other["token_id"]] == pytest.approx(other["probabilities"][0], rel=1e-3)
+    assert again["usage"]["cached_tokens"] > 20
+    assert {"render", "tokenize", "queue", "prefill", "decode", "sampling", "detokenize"} <= again["seconds"].keys()
+
+
+def test_a_stored_answer_is_read_again_token_by_token(real_server: Server) -> None:
+    said = real_server.http.post(
+        "/api/v1/chat/completions",
+        json={"session_id": "new", "messages": [{"role": "user", "content": "Name the capital of France."}]},
+    ).json()
+    xray = real_server.http.post("/api/v1/xray", json={"reply_id": said["reply_id"]}).json()
+    assert xray["mode"] == "scored"
+    assert xray["text"] == said["response"]
+    assert xray["exact"]
+    assert xray["tokens"][-1]["token"] == "<|im_end|>"

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from mini_claude.engine.echo_engine import EchoEngine
 from mini_claude.errors import EngineDied, MiniClaudeError, ModelLoadError, NotFound
 from mini_claude.models.echo_model import EchoModel
-from mini_claude.runtime.context_window import fit
 from mini_claude.runtime.messages import (
     Accepted,
     Fact,
@@ -16,6 +16,7 @@ from mini_claude.runtime.messages import (
     StartChat,
     StartCompletion,
 )
+from mini_claude.runtime.preparation import prepare
 from mini_claude.types import EngineStats, GenerationRequest, LoadOptions, ModelInfo, ModelSpec
 
 UNLOADABLE = "dialogpt-large"  # loading this catalog entry fails
@@ -107,18 +108,14 @@ class EchoRuntime:
 
     async def start(self, spec: ModelSpec, options: LoadOptions, request: StartChat | StartCompletion) -> EchoReply:
         await self.load(spec, options)
-        dropped = 0
-        if isinstance(request, StartChat):
-            ids, dropped = fit(self.model, request.messages, request.params.max_tokens, drop_oldest=request.drop_oldest)
-        elif isinstance(request.prompt, str):
-            ids = tuple(self.model.codec.encode(request.prompt))
-        else:
-            ids = request.prompt
-        work = GenerationRequest(request.request_id, ids, request.params)
+        prepared = prepare(self.model, request)
+        work = replace(prepared.request, params=replace(prepared.request.params, stop_token_ids=()), adapter=None)
         self.engine.check(work)
         self.requests.append(request)
+        num_tokens = len(work.prompt_token_ids)
+        accepted = Accepted(request.request_id, num_tokens, prepared.dropped_messages, prepared.prompt)
         resumable = isinstance(request, StartChat) and request.resumable
-        log = EchoLog(Accepted(request.request_id, len(ids), dropped), resumable=resumable)
+        log = EchoLog(accepted, resumable=resumable)
         self.logs[request.request_id] = log
         task = asyncio.create_task(self._generate(log, work))
         self.tasks.add(task)

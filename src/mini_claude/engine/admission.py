@@ -20,6 +20,12 @@ def check_request(request: GenerationRequest, context_length: int, vocab_size: i
                 f"logit_bias names token {token_id}, but this model's token ids are 0..{vocab_size - 1}.",
                 param="logit_bias",
             )
+    for token_id in request.params.forced_token_ids:
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"The forced token {token_id} does not exist: this model's token ids are 0..{vocab_size - 1}.",
+                param="prefix_token_ids",
+            )
     needed = num_prompt_tokens + (max_tokens or 1)
     if needed > context_length:
         reply = f"{max_tokens} for the reply" if max_tokens is not None else "at least 1 for the reply"

@@ -15,12 +15,14 @@ from mini_claude.errors import Conflict, InternalError, Unavailable
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import (
     AdapterRef,
+    CandidateTrace,
     EngineStats,
     FinishReason,
     GenerationDelta,
     GenerationRequest,
     LoadOptions,
     TokenLogprob,
+    TokenTrace,
     TopLogprob,
     Usage,
 )
@@ -150,7 +152,16 @@ class EchoEngine:
             logprobs=None if params.logprobs is None else (self._logprob(token_id, params.logprobs),),
             finish_reason=finish_reason,
             usage=self._usage(reply) if finish_reason is not None else None,
+            trace=() if params.trace is None else (self._trace(reply, token_id),),
         )
+
+    def _trace(self, reply: _Reply, token_id: int) -> TokenTrace:
+        """An echo knows one candidate and takes no time."""
+        token = self._codec.decode((token_id,))
+        forced = reply.num_generated <= len(reply.request.params.forced_token_ids)
+        stages = ("queue", "prefill") if reply.num_generated == 1 else ("decode",)
+        seconds = dict.fromkeys((*stages, "sampling", "detokenize"), 0.0)
+        return TokenTrace(token_id, token, forced, ("model",), (CandidateTrace(token_id, token, (1.0,)),), seconds)
 
     def _logprob(self, token_id: int, num_top: int) -> TokenLogprob:
         """An echo is certain of every token, so there is one candidate at most."""
@@ -171,7 +182,8 @@ class EchoEngine:
 
 def _echo(request: GenerationRequest, limit: int) -> Iterator[tuple[int, FinishReason | None]]:
     """The reply's token ids; the last one comes with the reason for which it is the last."""
-    prompt = request.prompt_token_ids
+    forced = request.params.forced_token_ids
+    prompt = (*forced, *request.prompt_token_ids[len(forced) :])
     endless = request.params.ignore_eos
     num_tokens = limit if endless else min(limit, len(prompt))
     reason: FinishReason = "length" if endless or limit < len(prompt) else "stop"

@@ -7,7 +7,8 @@ token a step, and `_advance` ends it by a stop id, a stop string, its length or 
 stay in the cache as an idle prefix.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol
@@ -19,16 +20,19 @@ from mini_claude.engine.kv_cache import CacheStorage, KVCache
 from mini_claude.engine.reply_text import ReplyText
 from mini_claude.engine.scheduler import ScheduledChunk, Scheduler
 from mini_claude.engine.sequence import SampledToken, Sequence
+from mini_claude.engine.stage_clock import StageClock
 from mini_claude.errors import InternalError
 from mini_claude.models.base_model import TextCodec
 from mini_claude.types import (
     AdapterRef,
+    CandidateTrace,
     EngineStats,
     FinishReason,
     GenerationDelta,
     GenerationRequest,
     LoadOptions,
     TokenLogprob,
+    TokenTrace,
     TopLogprob,
 )
 
@@ -115,6 +119,8 @@ class EngineCore:
             ReplyText(self._codec, request.params.stop),
             Random(request.params.seed),  # noqa: S311 - chance for text, not for secrets
         )
+        if request.params.trace is not None:
+            sequence.clock = StageClock()
         self._sequences[request.request_id] = sequence
         self._scheduler.add(sequence)
 
@@ -131,6 +137,7 @@ class EngineCore:
         chunks = self._scheduler.schedule()
         if not chunks:
             return []
+        started = time.perf_counter()
         try:
             sampled = self.model.step(chunks)
         except Exception:  # whatever it is, a client must not wait for ever
@@ -138,9 +145,13 @@ class EngineCore:
             error = InternalError("The model failed while computing this reply.")
             return [self._fail(chunk.sequence, error) for chunk in chunks]
         self._num_steps += 1
+        ended = time.perf_counter()
         for chunk in chunks:
             assert chunk.sequence.entry is not None
             chunk.sequence.entry.num_computed += chunk.num_tokens
+            if chunk.sequence.clock is not None:
+                chunk.sequence.clock.scheduled(started)
+                chunk.sequence.clock.computed(ended - started)
         completing = [chunk.sequence for chunk in chunks if chunk.completes]
         return [self._advance(*pair) for pair in zip(completing, sampled, strict=True)]
 
@@ -182,21 +193,47 @@ class EngineCore:
         self._num_generated_tokens += 1
         params = sequence.params
         if sampled.token_id in params.stop_token_ids and not params.ignore_eos:
-            return self._finish(sequence, "", (), None, "stop")
+            return self._traced(self._finish(sequence, "", (), None, "stop"), sequence, sampled, 0.0)
+        started = time.perf_counter()
         try:
             text, stopped = sequence.text.push(sampled.token_id)
             logprobs = self._token_logprobs(sampled)
         except Exception:
             log.exception("detokenizing_failed", request_id=sequence.request.request_id)
             return self._fail(sequence, InternalError("A token of the reply could not be turned into text."))
+        seconds = time.perf_counter() - started
         finish_reason: FinishReason | None = None
         if stopped:
             finish_reason = "stop"
         elif sequence.num_generated >= sequence.max_new_tokens:
             finish_reason = "length"
         if finish_reason is not None:
-            return self._finish(sequence, text, (sampled.token_id,), logprobs, finish_reason, stopped=stopped)
-        return GenerationDelta(sequence.request.request_id, text, (sampled.token_id,), logprobs)
+            delta = self._finish(sequence, text, (sampled.token_id,), logprobs, finish_reason, stopped=stopped)
+        else:
+            delta = GenerationDelta(sequence.request.request_id, text, (sampled.token_id,), logprobs)
+        return self._traced(delta, sequence, sampled, seconds)
+
+    def _traced(
+        self, delta: GenerationDelta, sequence: Sequence, sampled: SampledToken, detokenize_seconds: float
+    ) -> GenerationDelta:
+        """The delta with how its token was chosen, where that was asked for."""
+        choice, clock = sampled.trace, sequence.clock
+        if choice is None or clock is None:
+            return delta
+        clock.sampled(choice.seconds, choice.overhead_seconds)
+        candidates = tuple(
+            CandidateTrace(token_id, self._name(token_id)[0], probabilities)
+            for token_id, probabilities in zip(choice.token_ids, choice.probabilities, strict=True)
+        )
+        trace = TokenTrace(
+            sampled.token_id,
+            self._name(sampled.token_id)[0],
+            sequence.num_generated <= len(sequence.params.forced_token_ids),
+            choice.steps,
+            candidates,
+            clock.take(detokenize_seconds),
+        )
+        return replace(delta, trace=(trace,))
 
     def _finish(
         self,

@@ -6,6 +6,7 @@ from random import Random
 
 from mini_claude.engine.kv_cache import CacheEntry
 from mini_claude.engine.reply_text import ReplyText
+from mini_claude.engine.stage_clock import StageClock
 from mini_claude.types import GenerationRequest, SamplingParams, Usage
 
 
@@ -16,6 +17,21 @@ class SampledToken:
     token_id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    trace: "ChoiceTrace | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceTrace:
+    """What a sampler did for one token: see `TokenTrace`. `probabilities`: [candidates][steps].
+
+    `seconds` were needed to choose, `overhead_seconds` to record this.
+    """
+
+    steps: tuple[str, ...]
+    token_ids: tuple[int, ...]
+    probabilities: tuple[tuple[float | None, ...], ...]
+    seconds: float = 0.0
+    overhead_seconds: float = 0.0
 
 
 class Status(Enum):
@@ -42,6 +58,7 @@ class Sequence:
     status: Status = Status.WAITING
     entry: CacheEntry | None = None  # its place in the KV cache while it runs
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
+    clock: StageClock | None = None  # of a reply that is traced
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
@@ -65,6 +82,12 @@ class Sequence:
     def num_generated(self) -> int:
         """Number of generated tokens, a stop id included."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def forced_token_id(self) -> int | None:
+        """What the next token has to be, None where it is chosen."""
+        forced = self.params.forced_token_ids
+        return forced[self.num_generated] if self.num_generated < len(forced) else None
 
     @property
     def num_computed_tokens(self) -> int:

@@ -6,7 +6,7 @@ it to make an example, so the two cannot differ.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mini_claude.types import Message
 
@@ -16,11 +16,13 @@ class RenderedPrompt:
     """Token ids of a conversation and, aligned with them, which ones the assistant wrote.
 
     `assistant_mask[i]` is True where token i belongs to an assistant's answer, its end-of-turn token
-    included; the role header before it is not part of the answer. Both have the same length.
+    included; the role header before it is not part of the answer. Both have the same length. `template_seconds` is
+    how long it took to turn the messages into text.
     """
 
     token_ids: tuple[int, ...]
     assistant_mask: tuple[bool, ...]
+    template_seconds: float = field(default=0.0, compare=False)
 
 
 class TextCodec(ABC):

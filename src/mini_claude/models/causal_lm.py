@@ -7,6 +7,7 @@ the training example that continues it.
 """
 
 import re
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -99,7 +100,10 @@ class CausalLM(ChatModel):
             raise InvalidRequest("messages is empty; send at least one message.", param="messages")
         tokens = _TokenStream(self._codec)
         answered = False  # an answer's text has ended and its end-of-turn token has not come yet
-        for run in self._provenance.runs(messages, add_generation_prompt=add_generation_prompt):
+        started = time.perf_counter()
+        runs = tuple(self._provenance.runs(messages, add_generation_prompt=add_generation_prompt))
+        template_seconds = time.perf_counter() - started
+        for run in runs:
             if not run.scaffold:
                 tokens.text(run.text, run.answer)
                 answered = run.answer
@@ -111,7 +115,7 @@ class CausalLM(ChatModel):
                 ends_turn = answered and control in self._stop_token_ids
                 tokens.control(control, run.answer or ends_turn)
                 answered = answered and run.answer and not ends_turn
-        return tokens.finish()
+        return tokens.finish(template_seconds)
 
     def render_text(self, text: str) -> RenderedPrompt:
         """The text between BOS, if the tokenizer puts one before a text, and EOS."""
@@ -170,9 +174,9 @@ class _TokenStream:
         self._flush()
         self._append([token_id], masked, "control")
 
-    def finish(self) -> RenderedPrompt:
+    def finish(self, template_seconds: float) -> RenderedPrompt:
         self._flush()
-        return RenderedPrompt(tuple(self._token_ids), tuple(self._mask))
+        return RenderedPrompt(tuple(self._token_ids), tuple(self._mask), template_seconds)
 
     def _flush(self) -> None:
         if self._pending:

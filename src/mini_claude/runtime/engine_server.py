@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -17,7 +16,6 @@ import zmq
 import zmq.asyncio
 
 from mini_claude.errors import InternalError, InvalidRequest, MiniClaudeError, NotFound, Unavailable
-from mini_claude.runtime.context_window import fit
 from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.runtime.loaded_model import LoadedModel, open_model
@@ -40,8 +38,9 @@ from mini_claude.runtime.messages import (
     StartCompletion,
     SupervisorInbound,
 )
+from mini_claude.runtime.preparation import prepare
 from mini_claude.runtime.reply_log import ReplyLog
-from mini_claude.types import GenerationRequest, GpuMemory
+from mini_claude.types import GpuMemory
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -140,14 +139,18 @@ class EngineServer:
 
     async def _reply(self, reply: ReplyLog, message: StartChat | StartCompletion) -> None:
         try:
-            request, dropped = await asyncio.to_thread(self._prepare, message)
+            prepared = await asyncio.to_thread(prepare, self._chat_model, message)
+            request = prepared.request
             if request.adapter is not None:
                 await self._engine.load_adapter(request.adapter)  # here, so that its errors come before `Accepted`
             if not reply.listeners and not reply.resumable:
                 return  # the client left while its prompt was tokenised
             self._engine.check(request)
             reply.prompt_tokens = len(request.prompt_token_ids)
-            self._send_all(reply, Accepted(reply.request_id, reply.prompt_tokens, dropped))
+            self._send_all(
+                reply,
+                Accepted(reply.request_id, reply.prompt_tokens, prepared.dropped_messages, prepared.prompt),
+            )
             async for delta in self._engine.generate(request):
                 self._send_all(reply, reply.append(delta))
         except MiniClaudeError as error:
@@ -160,19 +163,6 @@ class EngineServer:
             self._last_request_ended = time.monotonic()
             keep_seconds = self._settings.resume_seconds if reply.resumable else 0.0
             asyncio.get_running_loop().call_later(keep_seconds, self._replies.pop, reply.request_id, None)
-
-    def _prepare(self, message: StartChat | StartCompletion) -> tuple[GenerationRequest, int]:
-        """Messages or text to a request for the engine; runs in a thread because long texts take a while."""
-        model, dropped = self._chat_model, 0
-        params = replace(message.params, stop_token_ids=(*message.params.stop_token_ids, *model.stop_token_ids))
-        if isinstance(message, StartChat):
-            token_ids, dropped = fit(model, message.messages, params.max_tokens, drop_oldest=message.drop_oldest)
-            params = replace(params, stop=(*params.stop, *model.stop_strings))
-        elif isinstance(message.prompt, str):
-            token_ids = tuple(model.codec.encode(message.prompt))
-        else:
-            token_ids = message.prompt
-        return GenerationRequest(message.request_id, token_ids, params, message.adapter), dropped
 
     def _attach(self, worker: bytes, request_id: str, after: int) -> None:
         reply = self._replies.get(request_id)

@@ -19,6 +19,7 @@ from mini_claude.types import (
     Message,
     ModelInfo,
     ModelSpec,
+    PromptTrace,
     SamplingParams,
 )
 
@@ -39,6 +40,8 @@ class StartChat(Struct, frozen=True):
     drop_oldest: bool = False
     resumable: bool = False  # keep the reply's events for `Attach`, also while nobody listens
     adapter: AdapterRef | None = None  # answers in place of the model as it is; loaded when it is not yet
+    answer: str | None = None  # read this text as the reply instead of choosing one
+    answer_ended: bool = True  # and the end of its turn after it
 
 
 class StartCompletion(Struct, frozen=True):
@@ -86,6 +89,7 @@ class Accepted(Struct, frozen=True):
     request_id: str
     prompt_tokens: int
     dropped_messages: int = 0  # oldest messages left out, system message not counted
+    prompt: PromptTrace | None = None  # where the request is traced
 
 
 class ReplyEvent(Struct, frozen=True):

@@ -23,6 +23,7 @@ from mini_claude.services.datasets import DatasetService
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
 from mini_claude.services.training import TrainingService
+from mini_claude.services.xray import XrayService
 from mini_claude.utils.config import Settings
 
 
@@ -39,6 +40,7 @@ class Services:
     datasets: DatasetService
     training: TrainingService
     chat: ChatService
+    xray: XrayService
     closing: ExitStack
 
     async def aclose(self) -> None:
@@ -73,6 +75,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             datasets=DatasetService(datasets, models, settings),
             training=TrainingService(database, datasets, models),
             chat=ChatService(runtime, models, SessionRepository(database)),
+            xray=XrayService(runtime, models, SessionRepository(database)),
             closing=opened.pop_all(),
         )
 

@@ -33,6 +33,7 @@ from mini_claude.web.routes import (
     system,
     training,
     training_socket,
+    xray,
 )
 from mini_claude.web.shutdown import Shutdown
 
@@ -128,6 +129,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         training.router,
         training_socket.router,
         openai.router,
+        xray.router,
         page.public_router,
         page.router,
     ):

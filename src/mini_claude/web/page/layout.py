@@ -5,15 +5,20 @@ import gradio as gr
 from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
 from mini_claude.web.page.theme import TITLE
+from mini_claude.web.page.xray import XrayTab
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
 
 
 def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
+    page: gr.Blocks
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS) as page:
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Chat", id="chat"):
-            chat = ChatTab(services)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat"):
+                chat = ChatTab(services)
+            with gr.Tab("X-ray", id="xray") as xray:
+                XrayTab(services, chat.here, xray)
         chat.start(page)
     page.queue(default_concurrency_limit=None, max_size=1000)
     return page
