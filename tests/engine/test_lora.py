@@ -14,6 +14,7 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreT
 
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
 from mini_claude.engine.lora import StepRows, adaptable_layers
+from mini_claude.engine.row_runner import RowRunner
 from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.adapter_files import WEIGHTS_FILE
 from mini_claude.models.echo_model import ByteCodec
@@ -35,7 +36,9 @@ def model_of(core: EngineCore) -> TorchModel:
 
 def core_of(model: PreTrainedModel) -> EngineCore:
     codec = ByteCodec()
-    return EngineCore(TorchModel(model, codec.vocab_size), codec, 256, LoadOptions(kv_cache_tokens=2048))
+    return EngineCore(
+        TorchModel(model, codec.vocab_size, RowRunner(model)), codec, 256, LoadOptions(kv_cache_tokens=2048)
+    )
 
 
 def load(core: EngineCore, adapter: AdapterRef) -> None:
@@ -240,9 +243,8 @@ def test_variants_of_lora(
     tmp_path: Path,
 ) -> None:
     adapter = make_adapter(with_biases(build_model(architecture)), tmp_path / "variant", **options)  # type: ignore[arg-type]
-    core = EngineCore(
-        TorchModel(with_biases(build_model(architecture)), 259), ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048)
-    )
+    model = with_biases(build_model(architecture))
+    core = EngineCore(TorchModel(model, 259, RowRunner(model)), ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048))
     load(core, adapter.ref)
     requests = [
         replace(greedy_request(str(number), prompt), adapter=adapter.ref) for number, prompt in enumerate(prompts)
