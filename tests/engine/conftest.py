@@ -7,6 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
+from mini_claude.engine.pool_runner import PoolRunner
+from mini_claude.engine.row_runner import RowRunner
 from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.echo_model import ByteCodec
 from mini_claude.types import GenerationRequest, LoadOptions, SamplingParams
@@ -105,10 +107,17 @@ def run_all() -> RunAll:
 
 
 @pytest.fixture
-def build_core(build_model: BuildModel) -> Callable[..., EngineCore]:
-    def make(architecture: str = "llama", **options: int) -> EngineCore:
-        settings = {"kv_cache_tokens": 2048, **options}
-        model = TorchModel(build_model(architecture), VOCAB_SIZE)
-        return EngineCore(model, ByteCodec(), CONTEXT_LENGTH, LoadOptions(**settings))  # type: ignore[arg-type]
+def layout() -> str:
+    """Where keys and values are: in "rows", as on a CPU, or in a "pool", as on a GPU."""
+    return "rows"
+
+
+@pytest.fixture
+def build_core(build_model: BuildModel, layout: str) -> Callable[..., EngineCore]:
+    def make(architecture: str = "llama", **settings: int) -> EngineCore:
+        options = LoadOptions(**{"kv_cache_tokens": 2048, **settings})  # type: ignore[arg-type]
+        model = build_model(architecture)
+        runner = RowRunner(model) if layout == "rows" else PoolRunner(model, options)
+        return EngineCore(TorchModel(model, VOCAB_SIZE, runner), ByteCodec(), CONTEXT_LENGTH, options)
 
     return make

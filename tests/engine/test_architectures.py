@@ -32,6 +32,11 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=["rows", "pool"])
+def layout(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def expected(architecture: str, build_model: BuildModel, prompts: list[list[int]]) -> list[list[int]]:
     model = build_model(architecture)

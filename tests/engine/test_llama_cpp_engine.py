@@ -14,6 +14,7 @@ from mini_claude.engine import llama_cpp_library
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
 from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
 from mini_claude.engine.llama_cpp_model import LlamaCppModel
+from mini_claude.engine.row_runner import RowRunner
 from mini_claude.engine.torch_model import TorchModel
 from mini_claude.errors import ModelLoadError
 from mini_claude.models.causal_lm import CausalLM
@@ -50,7 +51,8 @@ class Base:
         return EngineCore(model, self.codec, CONTEXT, chosen)
 
     def torch(self) -> EngineCore:
-        return EngineCore(TorchModel(load(self.folder), self.codec.vocab_size), self.codec, CONTEXT, _options())
+        model = load(self.folder)
+        return EngineCore(TorchModel(model, self.codec.vocab_size, RowRunner(model)), self.codec, CONTEXT, _options())
 
 
 def _options(**options: int) -> LoadOptions:

@@ -14,6 +14,8 @@ from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreT
 
 from mini_claude.engine.engine_core import EngineCore, RequestFailure
 from mini_claude.engine.lora import StepRows, adaptable_layers
+from mini_claude.engine.pool_runner import PoolRunner
+from mini_claude.engine.row_runner import RowRunner
 from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.adapter_files import WEIGHTS_FILE
 from mini_claude.models.echo_model import ByteCodec
@@ -33,9 +35,10 @@ def model_of(core: EngineCore) -> TorchModel:
     return core.model
 
 
-def core_of(model: PreTrainedModel) -> EngineCore:
-    codec = ByteCodec()
-    return EngineCore(TorchModel(model, codec.vocab_size), codec, 256, LoadOptions(kv_cache_tokens=2048))
+def core_of(model: PreTrainedModel, layout: str = "rows") -> EngineCore:
+    codec, options = ByteCodec(), LoadOptions(kv_cache_tokens=2048)
+    runner = RowRunner(model) if layout == "rows" else PoolRunner(model, options)
+    return EngineCore(TorchModel(model, codec.vocab_size, runner), codec, 256, options)
 
 
 def load(core: EngineCore, adapter: AdapterRef) -> None:
@@ -44,6 +47,11 @@ def load(core: EngineCore, adapter: AdapterRef) -> None:
 
 @pytest.fixture(params=ARCHITECTURES, scope="module")
 def architecture(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["rows", "pool"])
+def layout(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -233,16 +241,14 @@ def test_variants_of_lora(
     architecture: str,
     options: dict[str, object],
     build_model: BuildModel,
-    build_core: BuildCore,
+    layout: str,
     run_all: RunAll,
     greedy_request: GreedyRequest,
     prompts: list[list[int]],
     tmp_path: Path,
 ) -> None:
     adapter = make_adapter(with_biases(build_model(architecture)), tmp_path / "variant", **options)  # type: ignore[arg-type]
-    core = EngineCore(
-        TorchModel(with_biases(build_model(architecture)), 259), ByteCodec(), 256, LoadOptions(kv_cache_tokens=2048)
-    )
+    core = core_of(with_biases(build_model(architecture)), layout)
     load(core, adapter.ref)
     requests = [
         replace(greedy_request(str(number), prompt), adapter=adapter.ref) for number, prompt in enumerate(prompts)

@@ -9,7 +9,7 @@ import torch
 
 from mini_claude.engine.array_sampler import ArraySampler
 from mini_claude.engine.reply_text import ReplyText
-from mini_claude.engine.sampler import Sampler
+from mini_claude.engine.sampler import NUM_CANDIDATES, Sampler
 from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.errors import InternalError
 from mini_claude.models.echo_model import ByteCodec
@@ -20,11 +20,13 @@ NUM_DRAWS = 4000
 Sample = Callable[[torch.Tensor, list[Sequence]], list[SampledToken | InternalError]]
 
 
-@pytest.fixture(params=["torch", "arrays"])
+@pytest.fixture(params=["torch", "torch without looking", "arrays"])
 def sample(request: pytest.FixtureRequest) -> Sample:
-    """Leaves the logits as they are."""
+    """Leaves the logits as they are. On a GPU nothing is looked at before everything has been asked for."""
     if request.param == "torch":
         return lambda logits, sequences: Sampler().sample(logits.clone(), sequences)
+    if request.param == "torch without looking":
+        return lambda logits, sequences: Sampler(num_candidates=None).sample(logits.clone(), sequences)
     return lambda logits, sequences: ArraySampler().sample(logits.clone().numpy(), sequences)
 
 
@@ -135,11 +137,12 @@ def test_top_p_is_of_what_top_k_leaves_also_past_the_first_candidates(sample: Sa
     assert 200 < max(drawn) < 230
 
 
-def test_both_samplers_draw_the_same_tokens() -> None:
+@pytest.mark.parametrize("num_candidates", [NUM_CANDIDATES, None])
+def test_both_samplers_draw_the_same_tokens(num_candidates: int | None) -> None:
     logits = torch.randn(40, 5000, generator=torch.Generator().manual_seed(0)) * 3
     kinds = [{}, {"top_k": 40}, {"top_p": 0.9}, {"top_p": 0.999, "temperature": 2.0}, {"min_p": 0.1, "top_k": 600}]
     wanted = [SamplingParams(seed=row, logprobs=3, **kinds[row % 5]) for row in range(40)]  # type: ignore[arg-type]
-    by_torch = Sampler().sample(logits.clone(), [sequence(params) for params in wanted])
+    by_torch = Sampler(num_candidates).sample(logits.clone(), [sequence(params) for params in wanted])
     by_arrays = ArraySampler().sample(logits.clone().numpy(), [sequence(params) for params in wanted])
     for one, other in zip(by_torch, by_arrays, strict=True):
         assert isinstance(one, SampledToken)

@@ -12,6 +12,7 @@ for names that are not in its mask registry, and passes `attention_batch` on fro
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -22,6 +23,37 @@ from mini_claude.engine.kv_storage import Row
 NAME = "mini_claude"
 _ALL = slice(None)
 _Place = tuple[torch.Tensor, slice, torch.Tensor] | tuple[int, slice, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """What a layer makes of q k^T before the softmax.
+
+    `softcap` (Gemma 2) squashes the scores by tanh; `sinks` (gpt-oss) are attention sinks, [heads].
+    """
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether it needs more than a kernel offers."""
+        return self.softcap is not None or self.sinks is not None
+
+
+class StepAttention(Protocol):
+    """The attention of one step, in every layer."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: ScoreRule
+    ) -> torch.Tensor:
+        """Append key and value, [1, kv_heads, tokens, head_dim], to the cache and let the queries attend to it.
+
+        query is [1, heads, tokens, head_dim], the result [1, tokens, heads, head_dim].
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +143,29 @@ class AttentionBatch:
         self.parts = tuple(_parts(spans, device))
         self._masks: dict[tuple[int, int, int | None], torch.Tensor] = {}
 
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, rule: ScoreRule
+    ) -> torch.Tensor:
+        """See `StepAttention`."""
+        outputs = []
+        for part in self.spans if rule.by_hand else self.parts:
+            if isinstance(part, DecodeRun):
+                outputs.append(part.attend(layer, query, key, value, rule.scaling, rule.window))
+                continue
+            new = slice(part.start, part.start + part.num_tokens)
+            keys, values = part.row.append(layer, key[0, :, new], value[0, :, new], part.num_past)
+            # The kernel's own causal mask is faster than a tensor, but knows neither past nor window.
+            causal = part.num_past == 0 and (rule.window is None or part.num_tokens <= rule.window)
+            mask = None if causal and not rule.by_hand else self.mask(part, rule.window, query.device)
+            if mask is not None and rule.by_hand:
+                output = attend_by_hand(query[:, :, new], keys[None], values[None], mask, rule)
+            else:
+                output = scaled_dot_product_attention(
+                    query[:, :, new], keys[None], values[None], mask, 0.0, causal, scale=rule.scaling, enable_gqa=True
+                ).transpose(1, 2)
+            outputs.append(output)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
     def mask(self, span: Span, window: int | None, device: torch.device) -> torch.Tensor:
         """[new, past + new], True where a query may look: not ahead, and not back further than the window."""
         key = (span.num_past, span.num_tokens, window)
@@ -143,58 +198,35 @@ def attention_forward(
     value: torch.Tensor,
     _attention_mask: torch.Tensor | None,
     *,
-    attention_batch: AttentionBatch,
+    attention_batch: StepAttention,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     **_unused: object,
 ) -> tuple[torch.Tensor, None]:
-    """Append key and value, [1, kv_heads, tokens, head_dim], to the cache and let the queries attend to it.
-
-    query is [1, heads, tokens, head_dim], the result [1, tokens, heads, head_dim]. `softcap` (Gemma 2) squashes the
-    scores by tanh; `s_aux` (gpt-oss) are attention sinks, [heads].
-    """
+    """What `transformers` calls; see `StepAttention.attend`."""
     layer: int = module.layer_idx  # type: ignore[assignment]
-    by_hand = softcap is not None or s_aux is not None
-    outputs = []
-    for part in attention_batch.spans if by_hand else attention_batch.parts:
-        if isinstance(part, DecodeRun):
-            outputs.append(part.attend(layer, query, key, value, scaling, sliding_window))
-            continue
-        new = slice(part.start, part.start + part.num_tokens)
-        keys, values = part.row.append(layer, key[0, :, new], value[0, :, new], part.num_past)
-        # The kernel's own causal mask is faster than a tensor, but knows neither past nor window.
-        causal = part.num_past == 0 and (sliding_window is None or part.num_tokens <= sliding_window)
-        mask = None if causal and not by_hand else attention_batch.mask(part, sliding_window, query.device)
-        if mask is not None and by_hand:
-            output = _attend_by_hand(query[:, :, new], keys[None], values[None], mask, scaling, softcap, s_aux)
-        else:
-            output = scaled_dot_product_attention(
-                query[:, :, new], keys[None], values[None], mask, is_causal=causal, scale=scaling, enable_gqa=True
-            ).transpose(1, 2)
-        outputs.append(output)
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
+    rule = ScoreRule(scaling, sliding_window, softcap, s_aux)
+    return attention_batch.attend(layer, query, key, value, rule), None
 
 
-def _attend_by_hand(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+def attend_by_hand(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, rule: ScoreRule
 ) -> torch.Tensor:
-    """softmax(cap(q k^T * scaling)) v, written out for the models whose scores need more than a kernel offers."""
-    _, num_heads, num_tokens, head_dim = query.shape
+    """softmax(cap(q k^T * scaling)) v, written out for the models whose scores need more than a kernel offers.
+
+    query is [texts, heads, tokens, head_dim], keys and values [texts, kv_heads, keys, head_dim], the mask is True where
+    a query may look; the result is [texts, tokens, heads, head_dim].
+    """
+    num_texts, num_heads, num_tokens, head_dim = query.shape
     group = num_heads // keys.shape[1]
     keys, values = keys.repeat_interleave(group, dim=1), values.repeat_interleave(group, dim=1)
-    scores = query @ keys.transpose(2, 3) * (head_dim**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = query @ keys.transpose(2, 3) * (head_dim**-0.5 if rule.scaling is None else rule.scaling)
+    if rule.softcap is not None:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
     scores = scores.masked_fill(~mask, float("-inf"))
-    if sinks is not None:  # a score that takes probability and gives no value
-        scores = torch.cat((scores, sinks.view(1, -1, 1, 1).expand(1, -1, num_tokens, 1)), dim=3)
+    if rule.sinks is not None:  # a score that takes probability and gives no value
+        scores = torch.cat((scores, rule.sinks.view(1, -1, 1, 1).expand(num_texts, -1, num_tokens, 1)), dim=3)
     weights = torch.softmax(scores, dim=3, dtype=torch.float32).to(query.dtype)[..., : keys.shape[2]]
     return (weights @ values).transpose(1, 2)

@@ -87,11 +87,12 @@ class KVCache:
         else:
             entry = CacheEntry(token_ids, adapter=adapter)
             if source is not None:
-                self._touch(source)
-                self._storage.copy_prefix(source, entry, num_shared)
+                self._touch(source)  # so that it is the last to give way, and there is room for both
+        self._reserve(entry, num_blocks)
+        if source is not None and entry is not source:
+            self._storage.copy_prefix(source, entry, num_shared)
         entry.num_computed = num_shared
         self._running.append(entry)
-        self._reserve(entry, num_blocks)
         return entry
 
     def grow(self, entry: CacheEntry, num_tokens: int) -> bool:

@@ -7,39 +7,53 @@ operation at all. The layers themselves stay as they are, fused or quantised: ad
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, one_hot
+from torch.nn.functional import one_hot
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mini_claude.engine.adapter_weights import AdapterWeights, LayerShape, LayerWeights
+from mini_claude.engine.lora_delta import DeltaStack, LoraDelta, Rows
 from mini_claude.engine.projection_fusion import FusedSibling
 from mini_claude.types import AdapterRef
 
-Rows = slice | torch.Tensor  # which tokens of the step, as an index
 _IDENTITY_ROWS = 256  # of the identity at once: it is as wide as the layer, and taller than it needs to be
 
 
 class StepRows:
-    """Whose tokens a step reads; shared by all adapted layers of a model."""
+    """Whose tokens a step reads; shared by all adapted layers of a model.
+
+    It is said in one of two ways: by places, known to the host, or by numbers on the device, which may change
+    under a captured step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.by_adapter: tuple[tuple[AdapterRef, Rows], ...] = ()
+        self.by_token: torch.Tensor | None = None  # each one's adapter by its number, -1 for the base model
         self.num_tokens = 0
+        self.numbers: dict[AdapterRef, int] = {}
         self._device = device
 
     def assign(self, owners: Sequence[tuple[AdapterRef | None, int]]) -> None:
         """The step's tokens in their order: (adapter, number of consecutive tokens), None for the base model."""
         places: dict[AdapterRef, list[int]] = {}
+        self.by_token = None
         self.num_tokens = 0
         for adapter, num_tokens in owners:
             if adapter is not None:
                 places.setdefault(adapter, []).extend(range(self.num_tokens, self.num_tokens + num_tokens))
             self.num_tokens += num_tokens
         self.by_adapter = tuple((adapter, self._index(numbers)) for adapter, numbers in places.items())
+
+    def assign_numbers(self, by_token: torch.Tensor | None, num_tokens: int) -> None:
+        """The step's tokens by their adapters' numbers, int64 [tokens]; None when all are the base model's."""
+        self.by_adapter, self.by_token, self.num_tokens = (), by_token, num_tokens
+
+    def numbers_of(self, adapters: Sequence[AdapterRef | None]) -> list[int]:
+        """For `assign_numbers`."""
+        return [-1 if adapter is None else self.numbers[adapter] for adapter in adapters]
 
     def _index(self, numbers: list[int]) -> Rows:
         """Neighbours, which they mostly are, need no copy."""
@@ -48,40 +62,34 @@ class StepRows:
         return torch.tensor(numbers, device=self._device)
 
 
-@dataclass(frozen=True, slots=True)
-class LoraDelta:
-    """y + B' A x for plain LoRA, gain * y + B' A x + shift for DoRA; all factors are folded into B' at loading.
-
-    A is [r, in], B' [out, r], gain and shift [out]. In float32 whatever the model's type, as PEFT keeps them.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    gain: torch.Tensor | None = None
-    shift: torch.Tensor | None = None
-
-    def apply(self, x: torch.Tensor, output: torch.Tensor, rows: Rows) -> None:
-        """Change the rows of output, [..., tokens, out]; x is [..., tokens, in]."""
-        delta = linear(linear(x[..., rows, :].float(), self.a), self.b, self.shift)
-        if self.gain is not None:
-            output[..., rows, :] = (output[..., rows, :] * self.gain + delta).to(output.dtype)
-        else:
-            output[..., rows, :] += delta
-
-
 class AdaptedLayer:
     """A linear layer's forward hook: what the adapters of the present step add to its output."""
 
     def __init__(self, layer: nn.Module, rows: StepRows) -> None:
         self.deltas: dict[AdapterRef, LoraDelta] = {}
         self._rows = rows
+        self._stack: DeltaStack | None = None
         self._hook = layer.register_forward_hook(self._add)
+
+    def put(self, adapter: AdapterRef, delta: LoraDelta) -> None:
+        """Add an adapter's part."""
+        self.deltas[adapter] = delta
+        self._stack = None
+
+    def drop(self, adapter: AdapterRef) -> None:
+        """Forget an adapter's part, if there is one."""
+        self.deltas.pop(adapter, None)
+        self._stack = None
 
     def detach(self) -> None:
         """The layer is as it was."""
         self._hook.remove()
 
     def _add(self, _layer: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        if self._rows.by_token is not None:
+            if self._stack is None:
+                self._stack = DeltaStack({self._rows.numbers[adapter]: delta for adapter, delta in self.deltas.items()})
+            self._stack.apply(arguments[0], output, self._rows.by_token)
         for adapter, rows in self._rows.by_adapter:
             if (delta := self.deltas.get(adapter)) is not None:
                 assert output.shape[-2] == self._rows.num_tokens
@@ -91,8 +99,8 @@ class AdaptedLayer:
 class AdapterLayers:
     """All adapters of a prepared model. Used from the engine's thread."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.rows = StepRows(model.device)
+    def __init__(self, model: PreTrainedModel, rows: StepRows) -> None:
+        self._rows = rows
         self._model = model
         self._adapted: dict[str, AdaptedLayer] = {}
 
@@ -100,15 +108,18 @@ class AdapterLayers:
     def add(self, adapter: AdapterRef, weights: AdapterWeights) -> None:
         """Load an adapter that `read_adapter` found to fit these layers: all of it, or, when this raises, none."""
         deltas = {name: self._delta(name, part) for name, part in weights.items()}
+        taken = set(self._rows.numbers.values())
+        self._rows.numbers[adapter] = next(number for number in range(len(taken) + 1) if number not in taken)
         for name, delta in deltas.items():
             if name not in self._adapted:
-                self._adapted[name] = AdaptedLayer(self._model.get_submodule(name), self.rows)
-            self._adapted[name].deltas[adapter] = delta
+                self._adapted[name] = AdaptedLayer(self._model.get_submodule(name), self._rows)
+            self._adapted[name].put(adapter, delta)
 
     def remove(self, adapter: AdapterRef) -> None:
         """Forget an adapter that no sequence uses; a layer that no other one changes loses its hook."""
+        self._rows.numbers.pop(adapter, None)
         for name, layer in tuple(self._adapted.items()):
-            layer.deltas.pop(adapter, None)
+            layer.drop(adapter)
             if not layer.deltas:
                 layer.detach()
                 del self._adapted[name]

@@ -11,11 +11,9 @@ from transformers import PreTrainedModel
 
 from mini_claude.engine import attention
 from mini_claude.engine.adapter_weights import LayerShape
-from mini_claude.engine.attention import Span
 from mini_claude.engine.kv_cache import CacheEntry
-from mini_claude.engine.kv_storage import KVStorage
 from mini_claude.engine.lora import adaptable_layers
-from mini_claude.engine.model_runner import forward
+from mini_claude.engine.model_runner import Part, Runner
 from mini_claude.engine.norm_fusion import fuse_norms
 from mini_claude.engine.projection_fusion import fuse_projections
 from mini_claude.errors import ModelLoadError
@@ -26,8 +24,9 @@ _COARSE_TOLERANCE = 0.15  # in 16 bits or quantised
 
 
 @torch.inference_mode()
-def prepare_model(model: PreTrainedModel) -> dict[str, LayerShape]:
-    """Redirect attention and fuse layers, in place. Raises `ModelLoadError` when the results do not agree.
+def prepare_model(model: PreTrainedModel, runner: Runner) -> dict[str, LayerShape]:
+    """Redirect attention and fuse layers, in place, for this runner. Raises `ModelLoadError` when its results do not
+    agree with the model's own.
 
     Returns the layers that adapters may change, by name.
     """
@@ -43,9 +42,11 @@ def prepare_model(model: PreTrainedModel) -> dict[str, LayerShape]:
         attention.register()
         model.set_attn_implementation(attention.NAME)
         fuse_norms(model)
-        fuse_projections(model, lambda: _mixed(model, prompts))
+        fuse_projections(model, lambda: _mixed(runner, prompts))
+        runner.model_changed()
         with adaptable_layers(model) as layers:
-            actual = _mixed(model, prompts)
+            actual = _mixed(runner, prompts)
+        runner.model_changed()  # what was recorded under hooks goes as well
     except (ValueError, TypeError, AttributeError, RuntimeError, KeyError, NotImplementedError) as error:
         raise ModelLoadError(f"{name} cannot run on this engine: {error}") from error
     tolerance = _TOLERANCE if is_exact else _COARSE_TOLERANCE
@@ -64,23 +65,21 @@ def _reference(model: PreTrainedModel, prompt: list[int]) -> torch.Tensor:
     return logits
 
 
-def _mixed(model: PreTrainedModel, prompts: list[list[int]]) -> torch.Tensor:
+def _mixed(runner: Runner, prompts: list[list[int]]) -> torch.Tensor:
     """Last logits of both prompts, [2, vocabulary]: long chunks, then chunks with a past, then a decode each."""
-    storage = KVStorage()
-    rows = [storage.reserve(CacheEntry(prompt)) for prompt in prompts]
+    entries = [CacheEntry(prompt) for prompt in prompts]
     logits = torch.empty(0)
     read = [0, 0]
     for sizes in ((5, _NUM_TOKENS - 6), (_NUM_TOKENS - 6, 3), (1, 1)):
-        token_ids: list[int] = []
-        positions: list[int] = []
-        spans: list[Span] = []
-        for index, (prompt, size) in enumerate(zip(prompts, sizes, strict=True)):
-            spans.append(Span(len(token_ids), size, read[index], rows[index]))
-            token_ids += prompt[read[index] : read[index] + size]
-            positions += range(read[index], read[index] + size)
-            read[index] += size
-        last_tokens = [span.start + span.num_tokens - 1 for span in spans]
-        logits = forward(model, token_ids, positions, spans, last_tokens)
-    if not rows[0].arena.layers:
+        parts = [
+            Part(entry, start, entry.token_ids[start : start + size], is_wanted=True)
+            for entry, start, size in zip(entries, read, sizes, strict=True)
+        ]
+        logits = runner.read(parts)
+        read = [start + size for start, size in zip(read, sizes, strict=True)]
+    is_used = runner.holds(entries[0])
+    for entry in entries:
+        runner.storage.free(entry)
+    if not is_used:
         raise ValueError("its attention does not go through the library's attention interface")
     return logits

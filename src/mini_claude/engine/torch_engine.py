@@ -7,6 +7,8 @@ workers for each thread that ever used it, and two pools on the same cores cost 
 import torch
 from transformers import PreTrainedModel
 
+from mini_claude.engine.pool_runner import PoolRunner
+from mini_claude.engine.row_runner import RowRunner
 from mini_claude.engine.threaded_engine import ThreadedEngine
 from mini_claude.engine.torch_model import TorchModel
 from mini_claude.models.base_model import TextCodec
@@ -22,6 +24,7 @@ class TorchEngine(ThreadedEngine):
         def make_model() -> TorchModel:
             if options.num_threads:  # otherwise torch's default, the physical cores
                 torch.set_num_threads(options.num_threads)
-            return TorchModel(model, codec.vocab_size)
+            runner = RowRunner(model) if model.device.type == "cpu" else PoolRunner(model, options)
+            return TorchModel(model, codec.vocab_size, runner)
 
         super().__init__(make_model, codec, context_length, options)
