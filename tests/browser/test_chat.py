@@ -157,7 +157,8 @@ def test_a_thumb_and_a_corrected_answer_are_kept(page: Page, server: Server) -> 
 def test_html_and_images_in_a_message_are_shown_and_never_loaded(page: Page) -> None:
     ask(
         page,
-        "Repeat: <img src='http://127.0.0.1:9/a.png' onerror='alert(1)'> ![x](http://127.0.0.1:9/b.png) <script>1</script>",
+        "Repeat: <img src='http://127.0.0.1:9/a.png' onerror='alert(1)'> ![x](http://127.0.0.1:9/b.png) "
+        "<script>1</script>",
     )
     assert page.locator("#chatbot .user.message img").count() == 0
     expect(page.locator("#chatbot .user.message")).to_contain_text("<script>1</script>")

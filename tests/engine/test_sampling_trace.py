@@ -4,9 +4,11 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 
 from mini_claude.engine.array_sampler import ArraySampler
 from mini_claude.engine.reply_text import ReplyText
+from mini_claude.engine.sampler import Sampler
 from mini_claude.engine.sequence import ChoiceTrace, SampledToken, Sequence
 from mini_claude.models.echo_model import ByteCodec
 from mini_claude.types import GenerationRequest, SamplingParams
@@ -15,9 +17,12 @@ LOGITS = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0], np.float32)
 SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum()
 
 
+def sequence_of(params: SamplingParams, prompt: tuple[int, ...] = (0,), seed: int = 1) -> Sequence:
+    return Sequence(GenerationRequest("r", prompt, params), 10, ReplyText(ByteCodec(), ()), Random(seed))
+
+
 def sampled(params: SamplingParams, prompt: tuple[int, ...] = (0,), seed: int = 1) -> SampledToken:
-    sequence = Sequence(GenerationRequest("r", prompt, params), 10, ReplyText(ByteCodec(), ()), Random(seed))
-    (token,) = ArraySampler().sample(LOGITS.copy()[None], [sequence])
+    (token,) = ArraySampler().sample(LOGITS.copy()[None], [sequence_of(params, prompt, seed)])
     assert isinstance(token, SampledToken)
     return token
 
@@ -82,3 +87,21 @@ def test_draws_follow_the_last_step() -> None:
     for token, share in last.items():
         frequency = sum(each.token_id == token for each in drawn) / len(drawn)
         assert frequency == pytest.approx(share or 0.0, abs=0.04)
+
+
+def test_torch_draws_only_from_what_its_trace_leaves() -> None:
+    params = SamplingParams(temperature=0.7, top_k=4, top_p=0.9, min_p=0.1, trace=6)
+    for seed in range(200):
+        (token,) = Sampler().sample(torch.tensor(LOGITS)[None].clone(), [sequence_of(params, seed=seed)])
+        assert isinstance(token, SampledToken)
+        assert token.trace is not None
+        assert token.trace.steps == trace_of(temperature=0.7, top_k=4, top_p=0.9, min_p=0.1).steps
+        assert dict(zip(token.trace.token_ids, token.trace.probabilities, strict=True))[token.token_id][-1] is not None
+
+
+def test_torch_takes_the_forced_token() -> None:
+    params = SamplingParams(temperature=0.0, trace=1, logprobs=1, forced_token_ids=(4,))
+    (token,) = Sampler().sample(torch.tensor(LOGITS)[None].clone(), [sequence_of(params)])
+    assert isinstance(token, SampledToken)
+    assert token.token_id == 4
+    assert token.logprob == pytest.approx(float(np.log(SOFTMAX[4])), rel=1e-4)

@@ -9,6 +9,7 @@ On a GPU nothing here waits for the device before all of it has been asked for.
 Logprobs are of the model's own distribution: log_softmax of its logits before any of these steps.
 """
 
+import time
 from collections import Counter
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -16,6 +17,7 @@ from typing import Final
 import structlog
 import torch
 
+from mini_claude.engine.sampling_trace import SamplingTrace, begin_trace
 from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.engine.transfers import Arrival, to_device
 from mini_claude.errors import InternalError
@@ -40,6 +42,8 @@ class Sampler:
         that sequence alone."""
         if not sequences:
             return []
+        traces = [_begin_trace(row, sequence) for row, sequence in zip(logits, sequences, strict=True)]
+        started = time.perf_counter()
         logprobs = [_logprobs(row, sequence.params) for row, sequence in zip(logits, sequences, strict=True)]
         for row, sequence in zip(logits, sequences, strict=True):
             try:
@@ -53,8 +57,12 @@ class Sampler:
         if rows:
             chosen = _replaced(chosen, rows, self._draw(_rows(logits, rows), [sequences[row] for row in rows]))
         token_ids, is_sound = Arrival(torch.stack((chosen, best_values.isfinite()))).wait().tolist()
+        seconds = time.perf_counter() - started
+        for row, sequence in enumerate(sequences):
+            if sequence.forced_token_id is not None:
+                token_ids[row] = sequence.forced_token_id
         return [
-            _sampled(token_ids[row], logprobs[row], sequence.params)
+            _sampled(token_ids[row], logprobs[row], sequence.params, traces[row], seconds)
             if is_sound[row]
             else InternalError("The model gave no usable scores for this request.")
             for row, sequence in enumerate(sequences)
@@ -101,12 +109,19 @@ def _logprobs(row: torch.Tensor, params: SamplingParams) -> torch.Tensor | None:
     return torch.log_softmax(row, dim=-1) if params.logprobs is not None else None
 
 
-def _sampled(token_id: int, logprobs: torch.Tensor | None, params: SamplingParams) -> SampledToken:
+def _begin_trace(row: torch.Tensor, sequence: Sequence) -> SamplingTrace | None:
+    return None if sequence.params.trace is None else begin_trace(row.float().cpu().numpy(), sequence)
+
+
+def _sampled(
+    token_id: int, logprobs: torch.Tensor | None, params: SamplingParams, trace: SamplingTrace | None, seconds: float
+) -> SampledToken:
+    choice = None if trace is None else trace.finish(token_id, seconds)
     if logprobs is None or params.logprobs is None:
-        return SampledToken(token_id)
+        return SampledToken(token_id, trace=choice)
     values, ids = logprobs.topk(min(params.logprobs, len(logprobs)))
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return SampledToken(token_id, float(logprobs[token_id]), top)
+    return SampledToken(token_id, float(logprobs[token_id]), top, choice)
 
 
 def _penalize(row: torch.Tensor, sequence: Sequence) -> None:

@@ -1,7 +1,7 @@
 """How a token was chosen: what each sampling parameter, in the order of application, made of the likeliest candidates.
 
-Each step's probabilities come from the functions that the sampler itself uses (distribution.py), given the parameters up
-to that step and neutral values for the rest.
+Each step's probabilities come from the functions that the sampler itself uses (distribution.py), given the parameters
+up to that step and neutral values for the rest.
 """
 
 import time

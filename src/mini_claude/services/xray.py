@@ -1,7 +1,7 @@
 """The X-ray of a reply: what the model was given, how each token was chosen, and where the time went.
 
-A new reply is generated and recorded. A stored one is read again: its text becomes tokens, and what the model would have
-thought of each is recorded; how it was drawn at the time is not known.
+A new reply is generated and recorded. A stored one is read again: its text becomes tokens, and what the model would
+have thought of each is recorded; how it was drawn at the time is not known.
 """
 
 import uuid

@@ -38,4 +38,5 @@ async def facts_of(
 def _gauge(num_tokens: int, length: int) -> str:
     percent = min(100, round(100 * num_tokens / length))
     label = f"context: {num_tokens:,} of {length:,} tokens"
-    return f'{label} <span class="gauge" role="img" aria-label="{percent} % full"><span style="width:{percent}%"></span></span>'
+    bar = f'<span style="width:{percent}%"></span>'
+    return f'{label} <span class="gauge" role="img" aria-label="{percent} % full">{bar}</span>'

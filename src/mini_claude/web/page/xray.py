@@ -16,7 +16,7 @@ from mini_claude.web.schemas.xray import XrayRequest
 STATE_SECONDS: Final = 3600
 PREVIEW_CHARACTERS: Final = 60
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
-_CLICK_TOKEN: Final = """
+_CLICK_PIECE: Final = """
 element.addEventListener('click', event => {
   const button = event.target.closest('button[data-index]');
   if (button) trigger('select', {index: Number(button.dataset.index), value: button.dataset.index});
@@ -27,8 +27,9 @@ element.addEventListener('click', event => {
   if (button) trigger('select', {index: Number(button.dataset.token), value: button.dataset.token});
 });"""
 _INTRO: Final = (
-    "A language model writes one *token* at a time: a piece of a word with a number. For each place it gives every token "
-    "it knows a chance; the settings then cut and bend these chances, and one token is drawn. Here you can watch it."
+    "A language model writes one *token* at a time: a piece of a word with a number. For each place it gives every "
+    "token it knows a chance; the settings then cut and bend these chances, and one token is drawn. Here you can "
+    "watch it."
 )
 
 Update = dict[gr.blocks.Block, Any]
@@ -59,7 +60,7 @@ class XrayTab:
         self.summary = gr.HTML("", elem_id="xray-summary")
         with gr.Column(visible=False) as self.result:
             gr.Markdown("### The answer\nThe more colour, the surer the model was. Click a token.")
-            self.tokens = gr.HTML("", js_on_load=_CLICK_TOKEN, elem_id="xray-tokens")
+            self.tokens = gr.HTML("", js_on_load=_CLICK_PIECE, elem_id="xray-tokens")
             self.candidates = gr.HTML("", js_on_load=_CLICK_CANDIDATE, elem_id="xray-candidates")
             gr.Markdown("### What the model was given\nControl tokens, which nobody can type, are framed.")
             self.prompt = gr.HTML("", elem_id="xray-prompt")
