@@ -4,6 +4,8 @@ import gradio as gr
 
 from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
+from mini_claude.web.page.compare import CompareTab
+from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
@@ -11,9 +13,17 @@ FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded
 
 def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS) as page:
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Chat", id="chat"):
-            chat = ChatTab(services)
+    page = gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
+    with page:
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Chat", id="chat"):
+                chat = ChatTab(services)
+            with gr.Tab("Compare", id="compare"):
+                compare = CompareTab(services)
+            with gr.Tab("System", id="system"):
+                system = SystemTab(services)
         chat.start(page)
+        compare.start(page, tabs)
+        system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)
     return page
