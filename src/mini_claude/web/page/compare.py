@@ -159,7 +159,9 @@ class CompareTab:
             best = " ★" if comparison.preferred == index else ""
             update[self.titles[index]] = f"<h3>Answer {LETTERS[index]}{best}{name}</h3>"
             shown = comparison.shows_names and not running
-            update[self.proofs[index]] = await proof_of(self._services, contestant.name) if shown else ""
+            update[self.proofs[index]] = (
+                await proof_of(self._services, contestant.name, contestant.params) if shown else ""
+            )
         return update
 
     def _texts(self, comparison: Comparison) -> Update:

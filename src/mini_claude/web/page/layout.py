@@ -5,6 +5,7 @@ import gradio as gr
 from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
 from mini_claude.web.page.compare import CompareTab
+from mini_claude.web.page.models import ModelsTab
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
 
@@ -20,10 +21,13 @@ def build_page(services: Services) -> gr.Blocks:
                 chat = ChatTab(services)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(services)
+            with gr.Tab("Models", id="models"):
+                models = ModelsTab(services)
             with gr.Tab("System", id="system"):
                 system = SystemTab(services)
         chat.start(page)
         compare.start(page, tabs)
+        models.start(page, tabs)
         system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)
     return page

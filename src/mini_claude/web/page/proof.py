@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
 
+from mini_claude.data.records import AdapterVersion
 from mini_claude.services.services import Services
-from mini_claude.types import ModelOrigin
+from mini_claude.types import ModelOrigin, SamplingParams
 
-_SOURCES: Final = {"package": "Python package", "hub": "model hub", "folder": "folder", "gguf": "GGUF file"}
 _FORMS: Final = {
     "engine": "when it chats (torch)",
     "engine_llama_cpp": "when it chats (llama.cpp)",
@@ -19,19 +19,22 @@ _FORMS: Final = {
 }
 
 
-async def proof_of(services: Services, name: str) -> str:
-    """HTML about a model or a version of an adapter. Raises `NotFound` for one that is gone."""
+async def proof_of(services: Services, name: str, params: SamplingParams | None = None) -> str:
+    """HTML about a model or a version of an adapter, and its settings. Raises `NotFound` for one that is gone."""
     info = await services.models.get(name)
     base, colon, _ = name.partition(":")
+    origin = await services.models.origin(base)
     lines = [f"<strong>{escape(name)}</strong>"]
     if colon:
         version = await services.adapters.find(name)
-        lines.append(parity_of(version.certificate))
-        lines.append(f"made {_day(version.created_at)} on {escape(version.model)}")
-    lines.append(origin_line(await services.models.origin(base)))
+        made = datetime.fromtimestamp(version.created_at, UTC).strftime("%Y-%m-%d")
+        lines += [parity_of(version.certificate), f"made on {made}", base_line(version, origin)]
+    lines.append(origin_line(origin))
     if info.engine is not None:
         computing = " · ".join(part for part in (info.engine, info.quantization or info.dtype, info.device) if part)
         lines.append(f"computed by {escape(computing)}")
+    if params is not None:
+        lines.append(settings_line(params))
     return '<ul class="proof">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
@@ -47,10 +50,38 @@ def origin_line(origin: ModelOrigin | None) -> str:
     """One line of HTML about a base model's weights."""
     if origin is None:
         return "its weights are not on this machine yet"
-    name = escape(origin.source.location.rpartition("/")[2] if origin.source.kind == "gguf" else origin.source.location)
-    version = f" {escape(origin.version)}" if origin.version else ""
-    kind = _SOURCES[origin.source.kind]
-    return f'weights from {kind}{version} {name}, <abbr title="{origin.sha256}">sha256 {origin.sha256[:12]}</abbr>'
+    location = origin.source.location
+    match origin.source.kind:
+        case "package":
+            package, _, file = location.partition("/")
+            place = f"file {file} of the Python package {package} {origin.version or ''}"
+        case "hub":
+            place = f"{location} of the model hub"
+        case "folder" | "gguf":  # where on the disk is nobody's business
+            place = f"the local file or folder {location.rstrip('/').rpartition('/')[2]}"
+    return f'weights: {escape(place)}, <abbr title="{origin.sha256}">sha256 {origin.sha256[:12]}</abbr>'
+
+
+def base_line(version: AdapterVersion, origin: ModelOrigin | None) -> str:
+    """One line of HTML: whether the base is the one that the adapter was made for."""
+    name = escape(version.model)
+    made_for = str(version.facts.get("base_revision", ""))
+    if origin is None or not made_for:
+        return f"added to {name}"
+    if made_for == origin.sha256:
+        return f"added to {name}, exactly the weights it was made for"
+    return f'<span class="badge bad">other base</span> it was made for other weights (sha256 {escape(made_for[:12])})'
+
+
+def settings_line(params: SamplingParams) -> str:
+    """How the words were chosen, as far as it differs from plain sampling."""
+    plain = SamplingParams()
+    parts = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name in ("temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        if (value := getattr(params, name)) != getattr(plain, name)
+    ]
+    return "settings: " + (", ".join(parts) or "none")
 
 
 def certificate_table(certificate: Mapping[str, Any]) -> str:
@@ -75,7 +106,3 @@ def _row(step: Mapping[str, Any]) -> str:
     ]
     note = f'<tr><td colspan="5"><small>{escape(step["reason"])}</small></td></tr>' if step["reason"] else ""
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + f"</tr>{note}"
-
-
-def _day(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
