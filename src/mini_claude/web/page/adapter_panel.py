@@ -29,30 +29,30 @@ class AdapterPanel:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        with gr.Group(visible=False, elem_id="adapter-panel") as self.group:
+        with gr.Column(visible=False, elem_id="adapter-panel") as self.box:
             self.details = gr.HTML("", padding=True, elem_id="adapter-details")
             with gr.Column(visible=False) as self.actions:
                 with gr.Row():
-                    self.verify = gr.Button("Verify again", min_width=120, elem_id="adapter-verify")
+                    self.verify = gr.Button("Verify", min_width=120, elem_id="adapter-verify")
                     self.delete = gr.Button("Delete", variant="stop", min_width=120, elem_id="adapter-delete")
                     self.confirm = gr.Button(
                         "Delete it for good", variant="stop", visible=False, min_width=120, elem_id="adapter-confirm"
                     )
-                with gr.Row():
+                with gr.Row(equal_height=True):
                     self.format = gr.Dropdown(
                         list(EXPORTS), value=next(iter(EXPORTS)), label="Export as", elem_id="export-format"
                     )
                     self.export = gr.Button("Export", min_width=120, elem_id="adapter-export")
-        self.outputs: list[gr.blocks.Block] = [self.group, self.details, self.actions, self.confirm]
+        self.outputs: list[gr.blocks.Block] = [self.box, self.details, self.actions, self.confirm]
 
     async def look(self, caller: Caller, version: AdapterVersion | None) -> Update:
         """Everything about the version; None hides the panel. Only its owner sees what changes it."""
         if version is None:
-            return {self.group: gr.Group(visible=False)}
+            return {self.box: gr.Column(visible=False)}
         mine = version.owner == caller.owner
         proof = await proof_of(self._services, version.reference)
         return {
-            self.group: gr.Group(visible=True),
+            self.box: gr.Column(visible=True),
             self.details: details_html(version, proof, mine=mine),
             self.actions: gr.Column(visible=mine),
             self.confirm: gr.Button(visible=False),

@@ -12,12 +12,12 @@ from mini_claude.types import ModelInfo, ModelState
 
 _TEMPLATE: Final = """
 <div class="cards">
-{{#each value}}<article>
+{{#each value}}<article class="spread"><div>
 <p><strong>{{name}}</strong> <span class="badge {{tone}}">{{state}}</span></p>
 <p>{{description}}</p>
 {{#if facts}}<p>{{facts}}</p>{{/if}}
 {{#if error}}<p class="wrong">{{error}}</p>{{/if}}
-<p>{{#each actions}}<button type="button" data-verb="{{verb}}" data-name="{{name}}" {{off}}>{{label}}</button>
+</div><p>{{#each actions}}<button type="button" data-verb="{{verb}}" data-name="{{name}}" {{off}}>{{label}}</button>
 {{/each}}</p>
 </article>{{/each}}
 </div>"""
