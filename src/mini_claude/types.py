@@ -217,6 +217,19 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelOrigin:
+    """Where the weights on this machine came from; `version` is that of the Python package, where they came in one.
+
+    `sha256` is that of the weight files one after another in the order of their names, which is also what adapters
+    keep of the base that they were made for.
+    """
+
+    source: ModelSource
+    version: str | None
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A catalog entry: a name that clients may send, and what stands behind it. `sources` are tried in order."""
 

@@ -63,9 +63,17 @@ def materialize(spec: ModelSpec, models_dir: Path, *, allow_download: bool, hub_
 
 def is_materialized(spec: ModelSpec, models_dir: Path) -> bool:
     """Whether `materialize` has nothing left to make or download."""
-    return _ready_folder(spec, models_dir) is not None or any(
-        source.kind == "folder" and Path(source.location).is_dir() for source in spec.sources
-    )
+    return found_folder(spec, models_dir) is not None
+
+
+def found_folder(spec: ModelSpec, models_dir: Path) -> tuple[Path, ModelSource] | None:
+    """The folder that `materialize` would return without making anything, and its source. None: there is none yet."""
+    if (ready := _ready_folder(spec, models_dir)) is not None:
+        return ready, ModelSource(**json.loads((ready / _MADE_FROM).read_bytes()))
+    for source in spec.sources:
+        if source.kind == "folder" and Path(source.location).is_dir():
+            return Path(source.location), source
+    return None
 
 
 def source_gguf(folder: Path) -> Path | None:

@@ -5,11 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, get_args
 
-from mini_claude.errors import InvalidRequest
+from anyio.to_thread import run_sync
+
+from mini_claude.errors import InvalidRequest, StorageError
+from mini_claude.models.origin import origin_of
 from mini_claude.runtime.runtime import Runtime
 from mini_claude.services.adapters import AdapterService, ServedModel
 from mini_claude.services.catalog import Catalog
-from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelSpec, Quantization
+from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelOrigin, ModelSpec, Quantization
 from mini_claude.utils.config import Settings
 from mini_claude.utils.model_utils import has_gpu_driver, prefers_llama_cpp
 
@@ -59,6 +62,14 @@ class ModelService:
         running = {info.name: info for info in (await self._runtime.status()).models}
         info = _describe(served.spec, running.get(served.spec.name))
         return info if served.adapter is None else _as_adapter(served.name, info)
+
+    async def origin(self, name: str) -> ModelOrigin | None:
+        """Where a model's weights are from; None: they are not on this machine. Raises `NotFound`, `StorageError`."""
+        spec = await self.resolve(name)
+        try:
+            return await run_sync(origin_of, spec, self._settings.models_dir)
+        except OSError as error:
+            raise StorageError(f"The files of {spec.name} cannot be read: {error.strerror}.") from error
 
     async def load(self, name: str | None, overrides: Mapping[str, object] | None = None) -> ModelInfo:
         """Load a model, with its own `dtype`, `device` or `quantization` where `overrides` gives them.

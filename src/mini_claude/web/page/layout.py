@@ -4,6 +4,9 @@ import gradio as gr
 
 from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
+from mini_claude.web.page.compare import CompareTab
+from mini_claude.web.page.models import ModelsTab
+from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
 from mini_claude.web.page.xray import XrayTab
 
@@ -12,13 +15,22 @@ FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded
 
 def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
-    page: gr.Blocks
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS) as page:
-        with gr.Tabs(elem_id="tabs"):
+    page = gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
+    with page:
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Chat", id="chat"):
                 chat = ChatTab(services)
+            with gr.Tab("Compare", id="compare"):
+                compare = CompareTab(services)
+            with gr.Tab("Models", id="models"):
+                models = ModelsTab(services)
             with gr.Tab("X-ray", id="xray") as xray:
                 XrayTab(services, chat.here, xray)
+            with gr.Tab("System", id="system"):
+                system = SystemTab(services)
         chat.start(page)
+        compare.start(page, tabs)
+        models.start(page, tabs)
+        system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)
     return page

@@ -1,15 +1,13 @@
 """Which model answers and how it chooses its words, explained in plain language."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import gradio as gr
 
 from mini_claude.services.services import Services
 from mini_claude.types import SamplingParams
-from mini_claude.web.schemas.sampling import SamplingFields
-
-DEFAULT_MAX_TOKENS: Final = 512
+from mini_claude.web.page.sampling_sliders import SamplingSliders
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +33,8 @@ class SamplingPanel:
                 elem_id="system",
                 info="Told to the model before everything else, for example how to answer. It stays with the chat.",
             )
-            with gr.Row():
-                temperature = gr.Slider(
-                    0,
-                    2,
-                    0.2,
-                    step=0.05,
-                    label="Temperature",
-                    info="0: always the likeliest word. Higher: more variety.",
-                )
-                max_tokens = gr.Slider(
-                    1,
-                    4096,
-                    DEFAULT_MAX_TOKENS,
-                    step=1,
-                    label="Longest answer",
-                    info="In tokens, about ¾ of a word each.",
-                )
-            with gr.Row():
-                top_p = gr.Slider(
-                    0, 1, 1, step=0.01, label="Top p", info="Only the likeliest words that together reach this share."
-                )
-                top_k = gr.Slider(0, 200, 0, step=1, label="Top k", info="Only so many of the likeliest words; 0: all.")
-                min_p = gr.Slider(
-                    0, 1, 0, step=0.01, label="Min p", info="Only words at least this fraction as likely as the first."
-                )
-            with gr.Row():
-                repetition = gr.Slider(
-                    0.5, 2, 1, step=0.01, label="Repetition penalty", info="Above 1 the model repeats itself less."
-                )
-                seed = gr.Number(
-                    None, label="Seed", precision=0, info="The same number and question give the same answer."
-                )
-        self.inputs: list[gr.components.Component] = [
-            *(self.model, self.system, temperature, max_tokens, top_p, top_k, min_p, repetition, seed)
-        ]
+            sliders = SamplingSliders()
+        self.inputs: list[gr.components.Component] = [*(self.model, self.system, *sliders.inputs)]
 
     async def models(self) -> list[str]:
         """Names that can answer: models, and adapters by their versions."""
@@ -78,14 +43,5 @@ class SamplingPanel:
     @staticmethod
     def choice(values: tuple[Any, ...]) -> Choice:
         """From the components' values. Raises pydantic's `ValidationError` with the bounds of the API."""
-        model, system, temperature, max_tokens, top_p, top_k, min_p, repetition, seed = values
-        fields = SamplingFields(
-            temperature=float(temperature),
-            max_tokens=int(max_tokens),
-            top_p=float(top_p),
-            top_k=int(top_k),
-            min_p=float(min_p),
-            repetition_penalty=float(repetition),
-            seed=None if seed is None else int(seed),
-        )
-        return Choice(model or None, system or "", fields.sampling_params())
+        model, system, *sliders = values
+        return Choice(model or None, system or "", SamplingSliders.params(sliders))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from contextlib import suppress
@@ -76,6 +77,7 @@ def main() -> None:
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
     settings = Settings.model_validate(launch.settings | {"database_url": launch.database_url})
     configure_logging(settings, "page")
+    shutil.rmtree(settings.page_files_dir, ignore_errors=True)  # of a page that was killed
     settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     asyncio.run(serve(settings))
 

@@ -1,6 +1,5 @@
 """Health, metrics and the API's own description."""
 
-import asyncio
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Final, Literal
@@ -11,12 +10,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
-from mini_claude.errors import MiniClaudeError
-from mini_claude.services.services import Services
+from mini_claude.services.health import check_health
 from mini_claude.types import ModelState
 from mini_claude.web.deps import ServicesDep, caller_of
 
-CHECK_SECONDS: Final = 5.0
 OPENAPI_PATH: Final = "/openapi.json"
 
 public_router = APIRouter(tags=["system"])  # the reviewed list of what anybody may call: one route
@@ -49,39 +46,16 @@ async def live() -> Alive:
 @router.get("/api/v1/health", responses={503: {"model": Health}})
 async def health(services: ServicesDep) -> JSONResponse:
     """Whether requests can be served: 200 or 503, with the reason."""
-    database = await _database(services)
-    supervisor, state = await _default_model(services)
-    ready = database == supervisor == "ok" and state not in ("loading", "failed")
+    found = await check_health(services)
     body = Health(
-        status="ready" if ready else "unavailable",
+        status="ready" if found.ready else "unavailable",
         version=version("mini-claude"),
-        database=database,
-        supervisor=supervisor,
-        default_model=services.settings.default_model,
-        default_model_state=state,
+        database=found.database,
+        supervisor=found.supervisor,
+        default_model=found.default_model,
+        default_model_state=found.default_model_state,
     )
-    return JSONResponse(body.model_dump(), 200 if ready else 503)
-
-
-async def _database(services: Services) -> str:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await services.keys.list()
-    except (MiniClaudeError, TimeoutError) as error:
-        return _reason(error)
-    return "ok"
-
-
-async def _default_model(services: Services) -> tuple[str, ModelState | None]:
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            return "ok", (await services.models.get(services.settings.default_model)).state
-    except (MiniClaudeError, TimeoutError) as error:
-        return _reason(error), None
-
-
-def _reason(error: MiniClaudeError | TimeoutError) -> str:
-    return error.message if isinstance(error, MiniClaudeError) else f"no answer within {CHECK_SECONDS:.0f} s"
+    return JSONResponse(body.model_dump(), 200 if found.ready else 503)
 
 
 @router.get("/api/v1/metrics", response_class=Response)

@@ -1,0 +1,72 @@
+"""The System tab: how the machine and the server are, live while somebody looks."""
+
+import shutil
+import time
+from importlib.metadata import version
+from typing import Any, Final
+
+import gradio as gr
+from anyio.to_thread import run_sync
+
+from mini_claude.errors import MiniClaudeError
+from mini_claude.services.health import check_health
+from mini_claude.services.recent_errors import recent_errors
+from mini_claude.services.services import Services
+from mini_claude.web.page.system_history import SAMPLE_SECONDS, SystemHistory
+from mini_claude.web.page.system_report import errors_html, health_html, plots_html, totals_of
+from mini_claude.web.page.visitor import event, visitor
+
+MAX_ERRORS: Final = 20
+LABEL: Final = "System"
+_QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class SystemTab:
+    """Built inside of a tab; `start` afterwards wires when it is alive."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._history = SystemHistory(services.runtime)
+        self.health = gr.HTML("", elem_id="system-health")
+        self.plots = gr.HTML("", elem_id="system-plots")
+        gr.Markdown("### Recent errors and warnings\nWhat is wrong, as codes; what anybody wrote is in no log.")
+        self.errors = gr.HTML("", elem_id="system-errors")
+        self.timer = gr.Timer(SAMPLE_SECONDS, active=False)
+
+    def start(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
+        """The history begins with the first visitor; the tab is drawn anew only while it is the open one."""
+        shown = [self.health, self.plots, self.errors]
+        page.load(self._begin, None, None, **_QUIET)
+        tabs.select(self._opened, None, self.timer, **_QUIET)
+        tabs.select(self._look, None, shown, **_QUIET)
+        self.timer.tick(self._look, None, shown, **_QUIET)
+
+    @event
+    async def _begin(self, request: gr.Request) -> None:
+        visitor(request)
+        await self._history.start()
+
+    @event
+    async def _opened(self, request: gr.Request, chosen: gr.SelectData) -> gr.Timer:
+        visitor(request)
+        return gr.Timer(active=chosen.value == LABEL)
+
+    @event
+    async def _look(self, request: gr.Request) -> tuple[str, str, str]:
+        visitor(request)
+        health = await check_health(self._services)
+        try:
+            totals = totals_of(await self._services.runtime.metrics())
+        except MiniClaudeError:  # which `health` tells
+            totals = totals_of("")
+        free = await run_sync(_free_bytes, self._services)
+        errors = await run_sync(recent_errors, self._services.settings.logs_dir, MAX_ERRORS)
+        return (
+            health_html(health, version("mini-claude"), free, totals),
+            plots_html(self._history.samples, time.time()),
+            errors_html(errors),
+        )
+
+
+def _free_bytes(services: Services) -> int:
+    return shutil.disk_usage(services.settings.data_dir).free
