@@ -1,4 +1,4 @@
-"""The tensors behind the KV cache: arenas of rows, a row for each sequence.
+"""The tensors behind the KV cache on a CPU: arenas of rows, a row for each sequence.
 
 A sequence's keys lie next to each other, [kv_heads, tokens, head_dim], so attention reads them as a plain slice
 and nothing is gathered. Running sequences of about the same length share an arena, for one call can read neighbouring
@@ -18,7 +18,7 @@ from mini_claude.engine.kv_cache import CacheEntry
 _GRANULARITY = 64  # tokens: an idle prefix's room is a multiple of this, and rows are cleared in such steps
 _SHORTEST_ROW = 256  # tokens: shorter rows would split short texts into more calls, which cost more than unused keys
 _LONGEST_SHARED_ROW = 1024  # tokens: for a longer text, one call more is nothing
-_ARENA_TOKENS = 2048  # what the rows of a shared arena hold together: on a GPU they take memory whether used or not
+_ARENA_TOKENS = 2048  # what the rows of a shared arena hold together
 
 
 class Arena:
@@ -28,7 +28,7 @@ class Arena:
         self.capacity = capacity
         self.num_rows = num_rows
         self.layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._mappings: dict[int, list[mmap]] = {}  # the layers' memory, on a CPU
+        self._mappings: dict[int, list[mmap]] = {}  # the layers' memory
         self._num_finite: dict[int, int] = {}  # by row in use: how many leading tokens are known to be no NaN
 
     @property
@@ -78,11 +78,9 @@ class Arena:
             values[index, :, start:end] = 0
 
     def _empty(self, layer: int, like: torch.Tensor) -> torch.Tensor:
-        """Uninitialised. On a CPU it lies in pages of its own: on the heap, between a step's short-lived tensors, it
-        would leave gaps that nothing fits into (once 180 MB), and not all of it would come back to the system."""
+        """Uninitialised, in pages of its own: on the heap, between a step's short-lived tensors, it would leave gaps
+        that nothing fits into (once 180 MB), and not all of it would come back to the system."""
         shape = (self.num_rows, like.shape[0], self.capacity, like.shape[2])
-        if like.device.type != "cpu":
-            return like.new_empty(shape)
         mapping = mmap(-1, prod(shape) * like.element_size(), flags=MAP_PRIVATE | MAP_ANONYMOUS)
         self._mappings.setdefault(layer, []).append(mapping)
         return torch.frombuffer(mapping, dtype=like.dtype).view(shape)

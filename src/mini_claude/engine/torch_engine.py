@@ -24,7 +24,9 @@ class TorchEngine(ThreadedEngine):
         def make_model() -> TorchModel:
             if options.num_threads:  # otherwise torch's default, the physical cores
                 torch.set_num_threads(options.num_threads)
-            runner = RowRunner(model) if model.device.type == "cpu" else PoolRunner(model, options)
-            return TorchModel(model, codec.vocab_size, runner)
+            if model.device.type == "cpu":
+                return TorchModel(model, codec.vocab_size, RowRunner(model))
+            torch.cuda.set_device(model.device)  # this thread's: streams, events and graphs are of the current device
+            return TorchModel(model, codec.vocab_size, PoolRunner(model, options))
 
         super().__init__(make_model, codec, context_length, options)
