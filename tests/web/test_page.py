@@ -83,8 +83,8 @@ async def test_while_the_process_starts_the_page_tries_again_by_itself(paged: Si
 
 
 async def test_the_local_visitor_is_named_and_a_name_from_outside_is_thrown_away(paged: Site) -> None:
-    async with page_process(paged), paged.client(**{OWNER_HEADER: "admin", KEY_HEADER: "k"}) as client:
-        seen = (await client.get("/?tab=chat")).json()
+    async with page_process(paged), paged.client() as client:
+        seen = (await client.get("/?tab=chat", headers={OWNER_HEADER: "admin", KEY_HEADER: "k"})).json()
     assert seen["headers"][OWNER_HEADER] == "local"
     assert KEY_HEADER not in seen["headers"]
     assert (seen["path"], seen["query"]) == ("/", "tab=chat")
@@ -151,7 +151,9 @@ async def test_an_upload_is_passed_on_up_to_the_largest_dataset(paged: Site) -> 
     assert "max_dataset_bytes" in large.json()["error"]["message"]
 
 
-async def test_a_visitor_who_leaves_ends_the_stream_at_the_process_too(paged: Site) -> None:
+async def test_a_visitor_who_leaves_ends_the_stream_at_the_process_too(
+    paged: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     async with page_process(paged) as page, served(paged) as address:
         reader, writer = await asyncio.open_connection(*address.split(":"))
         writer.write(f"GET /gradio_api/queue/data HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
@@ -159,6 +161,7 @@ async def test_a_visitor_who_leaves_ends_the_stream_at_the_process_too(paged: Si
         writer.close()
         async with asyncio.timeout(5):
             await page.left.wait()
+    assert "error" not in {record.levelname.lower() for record in caplog.records}
 
 
 async def test_a_worker_that_is_told_to_end_does_not_wait_for_open_pages(paged: Site) -> None:

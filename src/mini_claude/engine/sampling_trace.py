@@ -66,7 +66,7 @@ class SamplingTrace:
         ids, weights = weights_of(row, float(row[best]), params)
         normalised = weights / weights.sum(dtype=np.float64)
         if ids is None:
-            return normalised.astype(np.float32)
+            return np.asarray(normalised, np.float32)
         result[ids] = normalised
         return result
 

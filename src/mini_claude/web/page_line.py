@@ -5,18 +5,19 @@ header from outside is thrown away.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
 import httpx
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from mini_claude.errors import PayloadTooLarge, Unavailable
 from mini_claude.services.identity import Caller
 from mini_claude.web.shutdown import Shutdown
+from mini_claude.web.streaming import cancel_all, hung_up
 
 OWNER_HEADER: Final = "x-mini-claude-owner"
 KEY_HEADER: Final = "x-mini-claude-key-id"
@@ -86,14 +87,7 @@ class PageLine:
             raise starting() from error
         except httpx.TransportError as error:
             raise Unavailable("The page's process ended: it is being started again.", retry_after=5.0) from error
-        answer = StreamingResponse(self._content(incoming), incoming.status_code)
-        answer.raw_headers = [
-            (name.lower(), value)
-            for name, value in incoming.headers.raw
-            if name.lower().decode("latin-1") not in NOT_FORWARDED - {"content-length"}
-        ]
-        answer.headers.update(SECURITY_HEADERS)
-        return answer
+        return PassedOn(incoming, self._shutdown)
 
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
         num_bytes = 0
@@ -105,25 +99,47 @@ class PageLine:
                 )
             yield chunk
 
-    async def _content(self, incoming: httpx.Response) -> AsyncGenerator[bytes, None]:
-        """The body as it comes, until this worker has to end: a page's line for news has no end of its own."""
-        ending = asyncio.create_task(self._shutdown.wait())
-        body = incoming.aiter_raw()
+
+class PassedOn(Response):
+    """The page's answer, written to the browser as it comes.
+
+    Ends with it, with the browser, or when this worker has to: a page's line for news has no end of its own.
+    """
+
+    def __init__(self, incoming: httpx.Response, shutdown: Shutdown) -> None:
+        self.status_code = incoming.status_code
+        self.background = None
+        self._incoming = incoming
+        self._shutdown = shutdown
+        self.raw_headers = [
+            (name.lower(), value)
+            for name, value in incoming.headers.raw
+            if name.lower().decode("latin-1") not in NOT_FORWARDED - {"content-length"}
+        ]
+        self.headers.update(SECURITY_HEADERS)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything, or as much as the browser stays for. Raises `ClientDisconnect`."""
+        del scope
+        tasks: list[asyncio.Task[None]] = []
         try:
-            async with aclosing(body):  # type: ignore[type-var]
-                while True:
-                    chunk = asyncio.ensure_future(anext(body, None))
-                    await asyncio.wait({chunk, ending}, return_when=asyncio.FIRST_COMPLETED)
-                    if not chunk.done():
-                        chunk.cancel()
-                        await asyncio.gather(chunk, return_exceptions=True)
-                        break
-                    data = chunk.result()
-                    if data is None:
-                        break
-                    yield data
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            write = asyncio.create_task(self._write(send))
+            ending = asyncio.create_task(self._shutdown.wait())
+            tasks = [write, ending, asyncio.create_task(hung_up(receive))]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if write.done():
+                write.result()
+            elif ending.done():
+                await cancel_all(tasks)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except httpx.TransportError as error:
             raise ClientDisconnect from error  # the browser sees a line that broke, and comes again
         finally:
-            ending.cancel()
-            await incoming.aclose()
+            await cancel_all(tasks)
+            await self._incoming.aclose()
+
+    async def _write(self, send: Send) -> None:
+        async for chunk in self._incoming.aiter_raw():
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

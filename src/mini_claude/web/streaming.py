@@ -81,7 +81,7 @@ async def collect_all(replies: Sequence[Reply]) -> list[FinishedReply]:
     try:
         return await asyncio.gather(*tasks)
     finally:
-        await _cancel(tasks)
+        await cancel_all(tasks)
 
 
 async def merge(replies: Sequence[Reply]) -> AsyncGenerator[tuple[int, ReplyEvent], None]:
@@ -108,16 +108,18 @@ async def merge(replies: Sequence[Reply]) -> AsyncGenerator[tuple[int, ReplyEven
             else:
                 yield item
     finally:
-        await _cancel(pumps)
+        await cancel_all(pumps)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel the tasks and wait for their end."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _hung_up(receive: Receive) -> None:
+async def hung_up(receive: Receive) -> None:
+    """Return when the client is gone."""
     while (await receive())["type"] != "http.disconnect":
         continue
 
@@ -125,14 +127,14 @@ async def _hung_up(receive: Receive) -> None:
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client hangs up; raises `ClientDisconnect` then."""
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_hung_up(request.receive))
+    gone = asyncio.create_task(hung_up(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
-        await _cancel((task, gone))
+        await cancel_all((task, gone))
 
 
 class EventStream(Response):
@@ -170,17 +172,17 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             write = asyncio.create_task(self._write(send))
-            gone = asyncio.create_task(_hung_up(receive))
+            gone = asyncio.create_task(hung_up(receive))
             tasks = [write, gone, asyncio.create_task(self._ping(send))]
             await asyncio.wait({write, gone}, return_when=asyncio.FIRST_COMPLETED)
             if write.done():
                 write.result()
         except asyncio.CancelledError:
-            await _cancel(tasks)
+            await cancel_all(tasks)
             await self._send(send, self._last_words, more=False)
             raise
         finally:
-            await _cancel(tasks)
+            await cancel_all(tasks)
             await self._frames.aclose()
             await self._close()
 

@@ -28,6 +28,10 @@ FRAME_SECONDS: Final = 0.1  # between two looks of a reply that is being written
 EMPTY: Final[dict[str, Any]] = {"session": None, "turns": []}
 _PLACEHOLDER: Final = "### Ask something\nYour conversations stay on this machine."
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
+# On a phone it would lie over everything.
+_CLOSE_SIDEBAR: Final = """() => {
+  if (window.innerWidth < 768) document.querySelector("#sidebar button.toggle-button")?.click();
+}"""
 _CLICK_FILE: Final = "() => document.querySelector('#session-file').click()"
 
 Here = dict[str, Any]
@@ -76,6 +80,7 @@ class ChatTab:
     def start(self, page: gr.Blocks) -> None:
         """What happens when the page opens: the conversation from before, with a reply that still runs."""
         page.load(self._restore, [self.here, self.sessions.query], self._all, **_QUIET)
+        page.load(None, None, None, js=_CLOSE_SIDEBAR)
 
     def _wire(self) -> None:
         look = [self.here, self.sessions.query]

@@ -30,7 +30,7 @@ GRACE_SECONDS = 1  # for events under way; replies and jobs go on without us
 def create_page_app(services: Services) -> FastAPI:
     """The ASGI application that the workers forward to."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app,
         build_page(services),
         path="/",
@@ -46,6 +46,7 @@ def create_page_app(services: Services) -> FastAPI:
         css=CSS,
         head=HEAD,
     )
+    return mounted
 
 
 async def serve(settings: Settings) -> None:

@@ -1,15 +1,16 @@
 """The body of POST /api/v1/xray; the answer is `services.xray.Xray` as it is."""
 
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from mini_claude.services.xray import DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_TOKENS
 from mini_claude.types import Message
 from mini_claude.web.schemas.chat import ChatMessage, field_error
 from mini_claude.web.schemas.sampling import Id, ModelName, SamplingFields
 
-EXAMPLE = {
+EXAMPLE: Final[JsonDict] = {
     "messages": [{"role": "user", "content": "Name the capital of France."}],
     "max_tokens": 16,
     "temperature": 0.7,
