@@ -10,6 +10,7 @@ from mini_claude.types import Usage
 
 TurnStatus = Literal["running", "done", "failed"]
 TurnRole = Literal["user", "assistant"]
+Rating = Literal["up", "down"]
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "interrupted"]
 
 
@@ -84,6 +85,16 @@ class ReplyEnding:
     def becomes_head(self) -> bool:
         """Whether the conversation goes on from this reply: an empty one that was cut off is left aside."""
         return bool(self.content) or self.finish_reason in ("stop", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What somebody thinks of a reply; `correction` is the text that the assistant should have given."""
+
+    reply_id: str
+    rating: Rating | None
+    correction: str | None
+    updated_at: float
 
 
 @dataclass(frozen=True, slots=True)

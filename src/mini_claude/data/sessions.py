@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database
 from mini_claude.data.records import ChatSession, Conversation, ReplyEnding, Turn, TurnRole, TurnStatus
-from mini_claude.data.tables import SessionRow, TurnRow
+from mini_claude.data.tables import FeedbackRow, SessionRow, TurnRow
 from mini_claude.errors import ErrorInfo, NotFound
 from mini_claude.types import Usage
 
@@ -29,7 +29,7 @@ class SessionRepository:
         with self._database.read() as session:
             query = select(SessionRow).where(SessionRow.owner == owner)
             if before is not None:
-                last = _own(session, owner, before)
+                last = own_session(session, owner, before)
                 query = query.where(tuple_(SessionRow.updated_at, SessionRow.id) < tuple_(last.updated_at, last.id))
             rows = session.scalars(query.order_by(SessionRow.updated_at.desc(), SessionRow.id.desc()).limit(limit))
             return tuple(_session(row) for row in rows)
@@ -37,14 +37,14 @@ class SessionRepository:
     def conversation(self, owner: str, session_id: str) -> Conversation:
         """The session with every turn of every branch."""
         with self._database.read() as session:
-            row = _own(session, owner, session_id)
+            row = own_session(session, owner, session_id)
             turns = session.scalars(select(TurnRow).where(TurnRow.session_id == session_id).order_by(TurnRow.position))
             return Conversation(_session(row), tuple(_turn(each) for each in turns))
 
     def branch(self, owner: str, session_id: str, leaf_id: str | None) -> tuple[ChatSession, tuple[Turn, ...]]:
         """The session and the turns from the root to `leaf_id`. None: to the head; "": before the first turn."""
         with self._database.read() as session:
-            row = _own(session, owner, session_id)
+            row = own_session(session, owner, session_id)
             leaf = row.head_turn_id if leaf_id is None else leaf_id
             if not leaf:
                 return _session(row), ()
@@ -80,7 +80,7 @@ class SessionRepository:
         with self._database.write() as session:
             if create is not None:
                 session.execute(insert(SessionRow).values(_session_values(create)))
-            _own(session, owner, session_id, lock=True)
+            own_session(session, owner, session_id, lock=True)
             given = {name: value for name, value in changes.items() if value is not None}
             session.execute(update(SessionRow).where(SessionRow.id == session_id).values(given))
             last = session.scalar(select(func.max(TurnRow.position)).where(TurnRow.session_id == session_id))
@@ -91,14 +91,7 @@ class SessionRepository:
     def reply(self, owner: str, reply_id: str) -> Turn:
         """The assistant turn of that id."""
         with self._database.read() as session:
-            row = session.scalar(
-                select(TurnRow)
-                .join(SessionRow, SessionRow.id == TurnRow.session_id)
-                .where(TurnRow.id == reply_id, TurnRow.role == "assistant", SessionRow.owner == owner)
-            )
-            if row is None:
-                raise NotFound("There is no such reply.", code="reply_not_found", param="reply_id")
-            return _turn(row)
+            return _turn(own_reply(session, owner, reply_id))
 
     def finish(self, reply_id: str, ending: ReplyEnding) -> bool:
         """Store how a reply ended and let the conversation go on from it.
@@ -143,29 +136,48 @@ class SessionRepository:
 
     def _change(self, owner: str, session_id: str, values: dict[str, str]) -> ChatSession:
         with self._database.write() as session:
-            row = _own(session, owner, session_id, lock=True)
+            row = own_session(session, owner, session_id, lock=True)
             for name, value in values.items():
                 setattr(row, name, value)
             row.updated_at = time.time()
             return _session(row)
 
     def delete(self, owner: str, session_id: str) -> Sequence[Turn]:
-        """Delete the session and all its turns; returns the replies that were still running."""
+        """Delete the session, all its turns and the feedback on them; returns the replies that were still running."""
         with self._database.write() as session:
-            _own(session, owner, session_id, lock=True)
+            own_session(session, owner, session_id, lock=True)
             own = TurnRow.session_id == session_id
             running = session.scalars(select(TurnRow).where(own, TurnRow.status == "running"))
             stopped = tuple(_turn(row) for row in running)
+            replies = select(TurnRow.id).where(own)
+            session.execute(delete(FeedbackRow).where(FeedbackRow.reply_id.in_(replies)))
             session.execute(delete(TurnRow).where(own))
             session.execute(delete(SessionRow).where(SessionRow.id == session_id))
             return stopped
 
 
-def _own(session: Session, owner: str, session_id: str, *, lock: bool = False) -> SessionRow:
+def own_session(session: Session, owner: str, session_id: str, *, lock: bool = False) -> SessionRow:
+    """The session's row, for the rest of the transaction with `lock`. Raises `NotFound`."""
     query = select(SessionRow).where(SessionRow.id == session_id, SessionRow.owner == owner)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
         raise NotFound("There is no such session.", code="session_not_found", param="session_id")
+    return row
+
+
+def own_reply(session: Session, owner: str, reply_id: str, *, lock: bool = False) -> TurnRow:
+    """The row of an assistant turn, with `lock` its and its session's for the rest of the transaction.
+
+    Raises `NotFound`.
+    """
+    query = (
+        select(TurnRow)
+        .join(SessionRow, SessionRow.id == TurnRow.session_id)
+        .where(TurnRow.id == reply_id, TurnRow.role == "assistant", SessionRow.owner == owner)
+    )
+    row = session.scalar(query.with_for_update() if lock else query)
+    if row is None:
+        raise NotFound("There is no such reply.", code="reply_not_found", param="reply_id")
     return row
 
 

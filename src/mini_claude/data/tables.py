@@ -81,6 +81,17 @@ class TurnRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
+class FeedbackRow(Base):
+    """What a session's owner thinks of a reply."""
+
+    __tablename__ = "feedback"
+
+    reply_id: Mapped[str] = mapped_column(ForeignKey("turns.id", name="fk_feedback_reply"), primary_key=True)
+    rating: Mapped[str | None] = mapped_column(String(16))
+    correction: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[float] = mapped_column(Double)
+
+
 class DatasetRow(Base):
     """An uploaded dataset under its name; the file lies under its content's hash. Several names may share a file."""
 

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
+from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.sessions import SessionRepository
@@ -20,6 +21,7 @@ from mini_claude.services.adapters import AdapterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
 from mini_claude.services.datasets import DatasetService
+from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
 from mini_claude.services.training import TrainingService
@@ -41,6 +43,7 @@ class Services:
     training: TrainingService
     chat: ChatService
     xray: XrayService
+    feedback: FeedbackService
     closing: ExitStack
 
     async def aclose(self) -> None:
@@ -76,6 +79,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             training=TrainingService(database, datasets, models),
             chat=ChatService(runtime, models, SessionRepository(database)),
             xray=XrayService(runtime, models, SessionRepository(database)),
+            feedback=FeedbackService(FeedbackRepository(database)),
             closing=opened.pop_all(),
         )
 
