@@ -25,7 +25,10 @@ def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         if not isinstance(context.original_route, APIWebSocketRoute):
             path = (context.path or "").replace(":path", "")
             for method in context.methods or ():
-                yield method, path.format(session_id="a", name="a", model="a", job_id="a", reference="a", path="a")
+                yield (
+                    method,
+                    path.format(session_id="a", name="a", model="a", job_id="a", reference="a", path="a", reply_id="a"),
+                )
 
 
 def socket_paths(app: FastAPI) -> set[str]:
@@ -36,7 +39,7 @@ def socket_paths(app: FastAPI) -> set[str]:
 
 async def statuses(site: Site, client: httpx2.AsyncClient) -> AsyncIterator[tuple[str, httpx2.Response]]:
     for method, path in http_routes(site.app):
-        yield path, await client.request(method, path, json={} if method in ("POST", "PATCH") else None)
+        yield path, await client.request(method, path, json={} if method in ("POST", "PUT", "PATCH") else None)
 
 
 async def test_the_walk_finds_the_routes(site: Site) -> None:

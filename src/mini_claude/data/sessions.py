@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import delete, func, insert, select, tuple_, update
+from sqlalchemy import delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database
@@ -24,13 +24,20 @@ class SessionRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def list(self, owner: str, limit: int, before: str | None = None) -> Sequence[ChatSession]:
-        """Most recently used first; `before` is the id of the last one on the previous page."""
+    def list(self, owner: str, limit: int, before: str | None = None, text: str | None = None) -> Sequence[ChatSession]:
+        """Most recently used first; `before` is the id of the last one on the previous page.
+
+        With `text` only those in whose title or turns it occurs; the databases fold ASCII letters' case alike.
+        """
         with self._database.read() as session:
             query = select(SessionRow).where(SessionRow.owner == owner)
             if before is not None:
                 last = own_session(session, owner, before)
                 query = query.where(tuple_(SessionRow.updated_at, SessionRow.id) < tuple_(last.updated_at, last.id))
+            if text is not None:
+                said = select(TurnRow.session_id).where(TurnRow.content.icontains(text, autoescape=True))
+                titled = SessionRow.title.icontains(text, autoescape=True)
+                query = query.where(or_(titled, SessionRow.id.in_(said)))
             rows = session.scalars(query.order_by(SessionRow.updated_at.desc(), SessionRow.id.desc()).limit(limit))
             return tuple(_session(row) for row in rows)
 

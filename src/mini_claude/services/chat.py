@@ -196,9 +196,16 @@ class ChatService:
 
     # --- sessions ---
 
-    async def list(self, caller: Caller, limit: int, before: str | None = None) -> Sequence[ChatSession]:
-        """Most recently used first; `before` is the id of the last session of the previous page."""
-        return await run_sync(self._sessions.list, caller.owner, limit, before)
+    async def list(
+        self, caller: Caller, limit: int, before: str | None = None, text: str | None = None
+    ) -> Sequence[ChatSession]:
+        """Most recently used first; `before` is the id of the last session of the previous page.
+
+        With `text` only sessions in whose title or turns it occurs. Raises `InvalidRequest`.
+        """
+        if text is not None:
+            require_unicode(text, "q")
+        return await run_sync(self._sessions.list, caller.owner, limit, before, text)
 
     async def get(self, caller: Caller, session_id: str) -> Conversation:
         """The session with every turn of every branch. Raises `NotFound`."""

@@ -24,6 +24,7 @@ from mini_claude.services.datasets import DatasetService
 from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
+from mini_claude.services.session_export import SessionExport
 from mini_claude.services.training import TrainingService
 from mini_claude.services.xray import XrayService
 from mini_claude.utils.config import Settings
@@ -44,6 +45,7 @@ class Services:
     chat: ChatService
     xray: XrayService
     feedback: FeedbackService
+    session_export: SessionExport
     closing: ExitStack
 
     async def aclose(self) -> None:
@@ -68,6 +70,8 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         adapters = AdapterService(AdapterRepository(database), catalog, settings)
         models = ModelService(runtime, catalog, adapters, settings)
         datasets = DatasetRepository(database)
+        chat = ChatService(runtime, models, SessionRepository(database))
+        feedback = FeedbackService(FeedbackRepository(database))
         return Services(
             settings=settings,
             runtime=runtime,
@@ -77,9 +81,10 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             adapters=adapters,
             datasets=DatasetService(datasets, models, settings),
             training=TrainingService(database, datasets, models),
-            chat=ChatService(runtime, models, SessionRepository(database)),
+            chat=chat,
             xray=XrayService(runtime, models, SessionRepository(database)),
-            feedback=FeedbackService(FeedbackRepository(database)),
+            feedback=feedback,
+            session_export=SessionExport(chat, feedback),
             closing=opened.pop_all(),
         )
 

@@ -27,6 +27,7 @@ from mini_claude.web.routes import (
     chat,
     chat_socket,
     datasets,
+    feedback,
     models,
     openai,
     page,
@@ -123,6 +124,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         system.router,
         chat.router,
         chat_socket.router,
+        feedback.router,
         adapters.router,  # before the models, of which one could be called "adapters"
         models.router,
         datasets.router,

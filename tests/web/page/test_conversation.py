@@ -3,7 +3,7 @@
 import pytest
 
 from mini_claude.data.records import ChatSession, Conversation, Turn
-from mini_claude.web.page.conversation import other_branches, safe_markdown, shown_path
+from mini_claude.web.page.conversation import original_text, other_branches, safe_markdown, shown_path
 
 
 def turn(name: str, parent: str | None, created_at: float, **changes: object) -> Turn:
@@ -71,8 +71,9 @@ def test_a_version_without_a_finished_answer_is_not_offered() -> None:
         ("```html\n<b>\n```\n<b>", "```html\n<b>\n```\n&lt;b>"),
         ("```\n<unfinished", "```\n<unfinished"),
         ("![x](http://a/b.png)", "!\u200b[x](http://a/b.png)"),
-        ("2 < 3", "2 &lt; 3"),
+        ("2 < 3 & 4", "2 &lt; 3 &amp; 4"),
     ],
 )
 def test_html_shows_as_text_and_images_become_links(text: str, shown: str) -> None:
     assert safe_markdown(text) == shown
+    assert original_text(shown) == text

@@ -10,16 +10,17 @@ from typing import Any, Final
 
 import gradio as gr
 
-from mini_claude.data.records import Conversation, Turn
+from mini_claude.data.records import Conversation, Rating, Turn
 from mini_claude.errors import InvalidRequest
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
+from mini_claude.services.session_export import ExportKind
 from mini_claude.services.session_reply import SessionReply
 from mini_claude.services.session_turn import SessionTurn
 from mini_claude.web.page.conversation import other_branches, shown_path
 from mini_claude.web.page.downloads import write_download
 from mini_claude.web.page.facts import facts_of
-from mini_claude.web.page.messages import Corrections, message_of, messages_of
+from mini_claude.web.page.messages import Corrections, edited_text, message_of, messages_of
 from mini_claude.web.page.sampling_panel import SamplingPanel
 from mini_claude.web.page.session_list import SessionList
 from mini_claude.web.page.visitor import event, stream, visitor
@@ -99,9 +100,12 @@ class ChatTab:
         sessions.title.submit(self._rename, [sessions.title, *look], self._all, **_QUIET)
         sessions.delete.click(lambda: gr.Button(visible=True), None, sessions.confirm, **_QUIET)
         sessions.confirm.click(self._delete, look, self._all, **_QUIET)
-        for button, kind in ((sessions.export_markdown, "markdown"), (sessions.export_json, "json")):
+        for button, kind in self._exports():
             made = button.click(self._export(kind), self.here, sessions.file, **_QUIET)
             made.success(None, None, None, js=_CLICK_FILE)
+
+    def _exports(self) -> tuple[tuple[gr.Button, ExportKind], ...]:
+        return (self.sessions.export_markdown, "markdown"), (self.sessions.export_json, "json")
 
     # --- showing ---
 
@@ -139,7 +143,9 @@ class ChatTab:
         }
 
     async def _corrections(self, caller: Caller, session_id: str | None) -> Corrections:
-        return Corrections({})
+        if session_id is None:
+            return Corrections({})
+        return Corrections(await self._services.feedback.of_session(caller, session_id))
 
     async def _follow(self, caller: Caller, reply: SessionReply, query: str) -> AsyncIterator[Update]:
         """The conversation while a reply is being written, then as it ended."""
@@ -232,22 +238,29 @@ class ChatTab:
         self, request: gr.Request, edit: gr.EditData, here: Here, query: str, *settings: Any
     ) -> AsyncIterator[Update]:
         """A changed question begins another branch; a changed answer is stored as what it should have been."""
-        caller, index = visitor(request), _index(edit)
+        caller, index, text = visitor(request), _index(edit), edited_text(str(edit.value))
         turns = here["turns"]
         if index % 2:
-            await self._services.feedback.rate(caller, turns[index], rating=None, correction=str(edit.value))
+            given = (await self._services.feedback.of_session(caller, here["session"])).get(turns[index])
+            rating = None if given is None else given.rating
+            await self._services.feedback.rate(caller, turns[index], rating=rating, correction=text)
             gr.Info("Stored as the answer that should have been given.")
             update, _ = await self._look(caller, here["session"], query)
             yield update
             return
         parent = turns[index - 1] if index else ""
-        async for update in self._answer(caller, str(edit.value), parent, here, query, settings):
+        async for update in self._answer(caller, text, parent, here, query, settings):
             yield update
 
     @event
     async def _like(self, request: gr.Request, like: gr.LikeData, here: Here) -> None:
-        rating: Any = {True: "up", False: "down"}.get(like.liked) if isinstance(like.liked, bool) else None
-        await self._services.feedback.rate(visitor(request), here["turns"][_index(like)], rating=rating)
+        """A thumb that is clicked again is taken back; a correction stays."""
+        caller, reply_id = visitor(request), here["turns"][_index(like)]
+        given = (await self._services.feedback.of_session(caller, here["session"])).get(reply_id)
+        thumbs: dict[bool | str, Rating] = {True: "up", False: "down"}
+        rating = thumbs.get(like.liked) if isinstance(like.liked, bool) else None
+        correction = None if given is None else given.correction
+        await self._services.feedback.rate(caller, reply_id, rating=rating, correction=correction)
 
     # --- events: conversations ---
 
@@ -287,7 +300,7 @@ class ChatTab:
         await self._services.chat.delete(caller, _session(here))
         return (await self._look(caller, None, query))[0]
 
-    def _export(self, kind: str) -> Any:
+    def _export(self, kind: ExportKind) -> Any:
         @event
         async def export(request: gr.Request, here: Here) -> str:
             made = await self._services.session_export.export(visitor(request), _session(here), kind)

@@ -23,7 +23,14 @@ class Branch:
 def safe_markdown(text: str) -> str:
     """Markdown whose HTML shows as text and whose images are links: nothing is fetched and nothing runs."""
     parts = _CODE.split(text)
-    parts[::2] = [_IMAGE.sub("!\u200b", part).replace("<", "&lt;") for part in parts[::2]]
+    parts[::2] = [_IMAGE.sub("!\u200b", part.replace("&", "&amp;").replace("<", "&lt;")) for part in parts[::2]]
+    return "".join(parts)
+
+
+def original_text(markdown: str) -> str:
+    """What `safe_markdown` was given, as far as somebody who edits its result left it so."""
+    parts = _CODE.split(markdown)
+    parts[::2] = [part.replace("!\u200b[", "![").replace("&lt;", "<").replace("&amp;", "&") for part in parts[::2]]
     return "".join(parts)
 
 

@@ -2,14 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Final
 
-from mini_claude.data.records import Turn
+from gradio.components.chatbot import Message, MessageDict
 
-Feedback = Any
-from mini_claude.web.page.conversation import safe_markdown
+from mini_claude.data.records import Feedback, Turn
+from mini_claude.types import Role
+from mini_claude.web.page.conversation import original_text, safe_markdown
 
-_RATINGS = {"up": "Like", "down": "Dislike", None: None}
+CORRECTION: Final = "\n\n---\n*Your correction, kept for training:*\n\n"
+ENDINGS: Final[Mapping[str | None, str]] = {
+    "abort": "\n\n*(stopped)*",
+    "length": "\n\n*(cut: the longest answer allowed was reached)*",
+}
+_RATINGS: Final[Mapping[str | None, str | None]] = {"up": "Like", "down": "Dislike", None: None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +34,23 @@ class Corrections:
         feedback = self.by_reply.get(turn.id)
         if feedback is None or feedback.correction is None:
             return ""
-        return f"\n\n---\n*Your correction, kept for training:*\n\n{safe_markdown(feedback.correction)}"
+        return f"{CORRECTION}{safe_markdown(feedback.correction)}"
 
 
-def message_of(text: str, role: str = "assistant") -> dict[str, Any]:
+def message_of(text: str, role: Role = "assistant") -> MessageDict:
     """One message with its text made safe."""
     return {"role": role, "content": safe_markdown(text)}
 
 
-def messages_of(path: Sequence[Turn], corrections: Corrections) -> list[dict[str, Any]]:
+def edited_text(value: str) -> str:
+    """What somebody who edits a message means by it: without what was added to show how the message ended."""
+    text, _, _ = value.partition(CORRECTION)
+    for ending in ENDINGS.values():
+        text = text.removesuffix(ending)
+    return original_text(text)
+
+
+def messages_of(path: Sequence[Turn], corrections: Corrections) -> list[MessageDict | Message]:
     """One message a turn, so that a message's index is its turn's."""
     return [
         {"role": turn.role, "content": safe_markdown(turn.content) + _ending(turn) + corrections.note(turn)}
@@ -48,8 +62,6 @@ def _ending(turn: Turn) -> str:
     if turn.status == "failed":
         reason = turn.error[1].message if turn.error is not None else "The answer was lost."
         return f"\n\n⚠ *{safe_markdown(reason)}*"
-    if turn.finish_reason == "abort":
-        return "\n\n*(stopped)*"
-    if turn.finish_reason == "length":
-        return "\n\n*(cut: the longest answer allowed was reached)*"
+    if turn.finish_reason in ENDINGS:
+        return ENDINGS[turn.finish_reason]
     return "" if turn.content or turn.role == "user" or turn.status == "running" else "*(empty answer)*"

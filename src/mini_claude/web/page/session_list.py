@@ -45,7 +45,7 @@ class SessionList:
 
     async def items(self, caller: Caller, current: str | None, query: str) -> list[dict[str, Any]]:
         """The value of `list`: most recently used first, those that contain the query's text."""
-        return _items(await self._services.chat.list(caller, MAX_SHOWN), current)
+        return _items(await self._services.chat.list(caller, MAX_SHOWN, text=query.strip() or None), current)
 
 
 def _items(sessions: Sequence[ChatSession], current: str | None) -> list[dict[str, Any]]:

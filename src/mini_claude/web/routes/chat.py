@@ -12,6 +12,7 @@ from starlette.responses import Response
 from mini_claude.errors import MiniClaudeError
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
+from mini_claude.services.session_export import MEDIA_TYPES, ExportKind
 from mini_claude.types import GenerationDelta
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
 from mini_claude.web.error_handlers import known_error, native_error
@@ -128,9 +129,10 @@ async def list_sessions(
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Id | None = None,
+    q: Annotated[str | None, Query(min_length=1, max_length=200, description="Text in the title or a turn.")] = None,
 ) -> SessionList:
     """The caller's sessions, last used first."""
-    sessions = await services.chat.list(caller, limit, before)
+    sessions = await services.chat.list(caller, limit, before, q)
     return SessionList(sessions=[SessionPublic.of(session) for session in sessions])
 
 
@@ -138,6 +140,19 @@ async def list_sessions(
 async def get_session(session_id: str, services: ServicesDep, caller: CallerDep) -> ConversationPublic:
     """One session with all its turns."""
     return ConversationPublic.of_conversation(await services.chat.get(caller, session_id))
+
+
+@router.get("/sessions/{session_id}/export", response_class=Response)
+async def export_session(
+    session_id: str,
+    services: ServicesDep,
+    caller: CallerDep,
+    kind: Annotated[ExportKind, Query(alias="format")] = "json",
+) -> Response:
+    """The session as a file: all branches as JSON, or the current one as Markdown."""
+    made = await services.session_export.export(caller, session_id, kind)
+    disposition = f'attachment; filename="{made.file_name}"'
+    return Response(made.text, media_type=MEDIA_TYPES[kind], headers={"content-disposition": disposition})
 
 
 @router.patch("/sessions/{session_id}")
