@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from anyio import CancelScope
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
@@ -113,12 +114,13 @@ class PageLine:
             async with aclosing(body):  # type: ignore[type-var]
                 while True:
                     chunk = asyncio.ensure_future(anext(body, None))
-                    await asyncio.wait({chunk, ending}, return_when=asyncio.FIRST_COMPLETED)
-                    if not chunk.done():
+                    try:
+                        await asyncio.wait({chunk, ending}, return_when=asyncio.FIRST_COMPLETED)
+                    finally:  # also when the visitor leaves: a body cannot be closed while it is being read
                         chunk.cancel()
-                        await asyncio.gather(chunk, return_exceptions=True)
-                        break
-                    data = chunk.result()
+                        with CancelScope(shield=True):
+                            await asyncio.gather(chunk, return_exceptions=True)
+                    data = None if chunk.cancelled() else chunk.result()
                     if data is None:
                         break
                     yield data
@@ -126,4 +128,5 @@ class PageLine:
             raise ClientDisconnect from error  # the browser sees a line that broke, and comes again
         finally:
             ending.cancel()
-            await incoming.aclose()
+            with CancelScope(shield=True):
+                await incoming.aclose()
