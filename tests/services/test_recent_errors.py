@@ -14,7 +14,13 @@ def log(folder: Path, name: str, *lines: object) -> None:
 
 
 def line(second: int, level: str = "error", **rest: object) -> dict[str, object]:
-    return {"timestamp": f"2026-01-01T00:00:{second:02}Z", "level": level, "event": "engine.crashed", **rest}
+    return {
+        "timestamp": f"2026-01-01T00:00:{second:02}Z",
+        "level": level,
+        "event": "engine.crashed",
+        "logger": "mini_claude.x",
+        **rest,
+    }
 
 
 def test_the_latest_faults_of_all_processes_come_first(tmp_path: Path) -> None:
@@ -35,11 +41,13 @@ def test_words_of_a_line_are_never_told(tmp_path: Path) -> None:
         tmp_path,
         "api-0",
         line(1, event=SECRET, logger="urllib3"),
+        line(1, event="hunter2", logger="urllib3"),
         line(2, error=SECRET, exception=SECRET, reason=SECRET, code=SECRET, request_id=[SECRET]),
     )
     found = recent_errors(tmp_path, 10)
-    assert [error.event for error in found] == ["engine.crashed", "urllib3"]
+    assert [error.event for error in found] == ["engine.crashed", "urllib3", "urllib3"]
     assert SECRET not in str(found)
+    assert "hunter2" not in str(found)
 
 
 def test_of_a_large_log_only_the_end_is_read(tmp_path: Path) -> None:
@@ -50,3 +58,9 @@ def test_of_a_large_log_only_the_end_is_read(tmp_path: Path) -> None:
 
 def test_without_logs_there_are_no_faults(tmp_path: Path) -> None:
     assert recent_errors(tmp_path / "nothing", 10) == []
+
+
+def test_our_own_event_and_the_class_of_an_error_are_told(tmp_path: Path) -> None:
+    log(tmp_path, "api-0", line(1, event="unexpected_error", error="RuntimeError", cause="Hello"))
+    (found,) = recent_errors(tmp_path, 1)
+    assert (found.event, dict(found.ids)) == ("unexpected_error", {"error": "RuntimeError"})

@@ -11,10 +11,11 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from mini_claude.runtime.sockets import page_socket
+from mini_claude.web import error_handlers
 from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER
 from mini_claude.web.routes.page import COOKIE
 
-from .conftest import OpenSite, Site, served
+from .conftest import OpenSite, Site, eventually, served
 
 KEY_PAGE = "This server needs an API key"
 
@@ -32,9 +33,19 @@ class FakePage:
         if scope["path"] == "/gradio_api/queue/data":
             await StreamingResponse(self._for_ever(), media_type="text/event-stream")(scope, receive, send)
             return
+        if scope["path"] == "/gradio_api/heartbeat/silent":
+            await StreamingResponse(self._once(), media_type="text/event-stream")(scope, receive, send)
+            return
         body = await request.body()
         seen = {"path": scope["path"], "query": request.url.query, "size": len(body), "headers": dict(request.headers)}
         await JSONResponse(seen, headers={"x-frame-options": "ALLOWALL"})(scope, receive, send)
+
+    async def _once(self) -> AsyncIterator[bytes]:
+        try:
+            yield b"data: {}\n\n"
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
 
     async def _for_ever(self) -> AsyncIterator[bytes]:
         try:
@@ -162,6 +173,22 @@ async def test_a_visitor_who_leaves_ends_the_stream_at_the_process_too(
         async with asyncio.timeout(5):
             await page.left.wait()
     assert "error" not in {record.levelname.lower() for record in caplog.records}
+
+
+async def test_a_visitor_who_leaves_while_the_page_is_silent_is_no_fault(
+    paged: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[str] = []
+    monkeypatch.setattr(error_handlers.log, "error", lambda event, **_: faults.append(event))
+    async with page_process(paged) as page, served(paged) as address:
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        writer.write(f"GET /gradio_api/heartbeat/silent HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        await reader.readuntil(b"data: {}")
+        writer.close()
+        async with asyncio.timeout(5):
+            await page.left.wait()
+        await eventually(lambda: "/gradio_api/{path}" in paged.runtime.routes())
+    assert faults == []
 
 
 async def test_a_worker_that_is_told_to_end_does_not_wait_for_open_pages(paged: Site) -> None:

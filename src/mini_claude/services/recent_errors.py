@@ -18,7 +18,9 @@ _IDS: Final = (
     *("code", "model", "job_id", "request_id", "reply_id", "pid", "exit_code", "error_class", "call", "restarts"),
     *("route", "status", "num_bytes"),
 )
-_EVENT: Final = re.compile(r"[a-z0-9_]{1,40}(\.[a-z0-9_]{1,40}){1,3}")
+_EVENT: Final = re.compile(r"[a-z0-9_]{1,40}(\.[a-z0-9_]{1,40}){0,3}")
+_OWN_LOGGER: Final = re.compile(r"mini_claude\..+|__main__")
+_CLASS: Final = re.compile(r"[A-Z][A-Za-z]{1,60}(Error|Exception)")
 _PLAIN: Final = re.compile(r"[\w.:@/{}-]{1,80}")
 
 
@@ -60,9 +62,10 @@ def _last_lines(path: Path) -> list[bytes]:
 
 
 def _error(process: str, values: Mapping[str, Any]) -> LoggedError:
-    event = str(values.get("event", ""))
-    if _EVENT.fullmatch(event) is None:
-        event = str(values.get("logger", "unknown"))
+    event, logger = str(values.get("event", "")), str(values.get("logger", "unknown"))
+    if _EVENT.fullmatch(event) is None or _OWN_LOGGER.fullmatch(logger) is None:
+        event = logger
     ids = {name: str(values[name]) for name in _IDS if isinstance(values.get(name), str | int)}
     plain = {name: value for name, value in ids.items() if _PLAIN.fullmatch(value)}
+    plain |= {name: str(values[name]) for name in ("error", "cause") if _CLASS.fullmatch(str(values.get(name)))}
     return LoggedError(str(values.get("timestamp", "")), str(values["level"]), process, event, plain)
