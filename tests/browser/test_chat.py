@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
 SHORT = "Name the capital of France."
 LONG = "Write a very long story about a dragon and a knight, in ten chapters."
+LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of itself when a page is left
 Shoot = Callable[[Page, str], None]
 
 
@@ -67,25 +68,35 @@ def test_code_is_highlighted_and_the_dark_page_is_dark(open_page: OpenPage, base
     shoot(page, "dark")
 
 
-def test_stop_ends_a_long_answer_and_keeps_what_came(page: Page) -> None:
+def endless(page: Page) -> None:
+    """Begin an answer that takes long enough to be interrupted; a small model repeats itself happily."""
+    settings(page)
+    page.get_by_label("number input for Longest answer").first.fill("4096")
     say(page, LONG)
-    page.click("#say button.stop-button")
+    expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+\W+\w+\W+\w+\W+\w+"))
+
+
+def test_stop_ends_a_long_answer_and_keeps_what_came(page: Page) -> None:
+    endless(page)
+    page.locator("#say button.stop-button").dispatch_event("click")
     expect(page.locator("#chatbot")).to_contain_text("(stopped)")
     expect(page.locator("#say button.submit-button")).to_be_visible()
     assert len(answers(page)) == 1
 
 
-def test_a_reload_in_the_middle_of_a_reply_loses_nothing(page: Page, server: Server) -> None:
-    say(page, LONG)
-    expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+\W+\w+\W+\w+\W+\w+"))
+def test_a_reload_in_the_middle_of_a_reply_loses_nothing(open_page: OpenPage, server: Server) -> None:
+    page = open_page(server.url, tolerate=LEAVING)
+    page.wait_for_selector("#say textarea")
+    endless(page)
     page.reload()
     expect(page.locator("#chatbot .bot.message")).to_have_count(1)
+    page.locator("#say button.stop-button").dispatch_event("click")
     expect(page.locator("#facts")).to_contain_text(re.compile(r"\d+ tokens ·"))
     session = server.http.get("/api/v1/chat/sessions", params={"limit": 1}).json()["sessions"][0]
     stored = server.http.get(f"/api/v1/chat/sessions/{session['id']}").json()["turns"][-1]
     assert stored["status"] == "done"
-    shown = " ".join(answers(page)[0].split())
-    assert shown[:200] in " ".join(re.sub(r"[*_`#]", "", stored["content"]).split()) or shown[:50] in stored["content"]
+    said = re.sub(r"\W+", " ", stored["content"])
+    assert re.sub(r"\W+", " ", answers(page)[0]).startswith(said[:200])
 
 
 def test_an_edited_question_makes_a_branch_and_one_can_go_back(page: Page, shoot: Shoot) -> None:
@@ -112,6 +123,7 @@ def test_regenerating_keeps_the_answer_from_before_as_another_version(page: Page
 def test_conversations_are_found_renamed_opened_and_deleted(page: Page) -> None:
     ask(page, "What is a zebra?")
     page.click("#new-chat")
+    expect(page.locator("#chatbot .message")).to_have_count(0)
     ask(page, SHORT)
     page.fill("#session-search textarea, #session-search input", "zebra")
     expect(page.locator("#sessions button")).to_have_count(1)
@@ -166,11 +178,9 @@ def test_html_and_images_in_a_message_are_shown_and_never_loaded(page: Page) -> 
 
 def test_nonsense_in_a_setting_is_explained_and_nothing_is_lost(page: Page) -> None:
     settings(page)
-    page.get_by_label("Temperature").first.fill("9")
+    page.get_by_label("Seed").first.fill("99999999999999999999")
     say(page, SHORT)
-    expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(
-        re.compile("temperature|maximum|greater", re.I)
-    )
+    expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(re.compile("seed", re.I))
     expect(page.locator("#say textarea")).to_have_value(SHORT)
 
 
