@@ -70,7 +70,7 @@ def test_an_export_finds_no_room_at_any_step(work: Work, wanted: ExportFormat, m
 
 def test_an_import_finds_no_room_at_any_step(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mini_claude.runtime.adapter_work.limit_memory", lambda: None)  # of this process, for good
-    request = ImportRequest(work.base, str(work.adapter), str(work.out / "kept"))
+    request = ImportRequest(work.base, str(work.adapter), str(work.out / "kept"), allow_dora=False)
     work.fails_cleanly_on_a_disk_without_room(lambda: take_in(request), monkeypatch)
 
 

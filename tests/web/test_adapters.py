@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import httpx2
@@ -154,6 +155,31 @@ async def test_what_an_import_does_not_understand_is_refused_and_leaves_nothing(
     assert "another model" in (await send(client, stranger)).json()["error"]["message"]
     assert kept(site) == []
     assert (await client.get(ADAPTERS)).json() == {"adapters": []}
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [({"engine": "llama_cpp"}, 400), ({"engine": "auto", "device": "cpu"}, 400), ({"engine": "torch"}, 201)],
+)
+async def test_an_adapter_that_could_not_be_served_is_not_taken_in(
+    open_site: OpenSite, tmp_path: Path, settings: dict[str, Any], status: int
+) -> None:
+    folder = save_base(tmp_path / "unpacked")
+    adapter = save_adapter(folder, tmp_path / "peft", use_dora=True)
+    source = ModelSource("gguf", str(save_gguf(folder, tmp_path / "tiny.gguf")))
+    site = await open_site(**settings)
+    ModelRepository(site.services.database).add(ModelSpec("tiny", "causal_lm", (source,)))
+    async with site.client() as client:
+        answer = await send(client, adapter)
+        assert answer.status_code == status, answer.text
+        if status != 201:
+            error = answer.json()["error"]
+            assert (error["code"], error["param"]) == ("unusable_adapter", "config")
+            assert "use_dora" in error["message"]
+            assert "set engine to torch" in error["message"]
+        plain = await send(client, save_adapter(folder, tmp_path / "plain"))
+        assert plain.status_code == 201, plain.text
+    assert len(kept(site)) == 1 + (status == 201)
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,15 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class ImportRequest:
-    """`source_folder` has PEFT's two files from elsewhere; `target_folder` does not exist yet."""
+    """`source_folder` has PEFT's two files from elsewhere; `target_folder` does not exist yet.
+
+    Without `allow_dora`, llama.cpp serves the base, which could not run such an adapter.
+    """
 
     base: Base
     source_folder: str
     target_folder: str
+    allow_dora: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,11 +38,18 @@ def take_in(request: ImportRequest) -> AdapterFacts:
     limit_memory()
     source = Path(request.source_folder)
     try:
-        check_adapter(source, base)
+        files = check_adapter(source, base)
     except MiniClaudeError as error:
         reason = error.message.replace(f"{source}/", "").replace(str(source), "The adapter")
         param = "config" if CONFIG_FILE in reason else "weights"
         raise InvalidRequest(reason, code="unusable_adapter", param=param) from error
+    if files.config.use_dora and not request.allow_dora:
+        raise InvalidRequest(
+            f"{CONFIG_FILE} sets use_dora, and llama.cpp, which serves {request.base.spec.name} here, has no DoRA; train the "
+            "adapter without use_dora, or set engine to torch.",
+            code="unusable_adapter",
+            param="config",
+        )
     return import_adapter(source, Path(request.target_folder), base, request.base.spec.name)
 
 

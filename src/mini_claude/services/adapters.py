@@ -31,6 +31,7 @@ from mini_claude.runtime.adapter_requests import (
 )
 from mini_claude.runtime.short_process import ShortProcessEnded, ShortWork
 from mini_claude.services.catalog import Catalog
+from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.identity import Caller
 from mini_claude.services.places import Places
 from mini_claude.types import AdapterRef, GGUFType, ModelSpec
@@ -72,9 +73,12 @@ class Export:
 class AdapterService:
     """The versions of all adapters. Their files lie in folders that no client names."""
 
-    def __init__(self, repository: AdapterRepository, catalog: Catalog, settings: Settings) -> None:
+    def __init__(
+        self, repository: AdapterRepository, catalog: Catalog, engine_choice: EngineChoice, settings: Settings
+    ) -> None:
         self._repository = repository
         self._catalog = catalog
+        self._engine_choice = engine_choice
         self._settings = settings
         self._store = AdapterStore(settings.adapters_dir, settings.adapter_quota_bytes)
         programs = ("import_adapter", "export_adapter", "verify_adapter")
@@ -147,7 +151,8 @@ class AdapterService:
             )
         base = await self._base(model)
         await run_sync(self._repository.require_free, caller.owner, base.spec.name, name)
-        request = ImportRequest(base, str(incoming.folder), str(incoming.checked_folder))
+        allow_dora = not await self._engine_choice.is_llama_cpp(base.spec)
+        request = ImportRequest(base, str(incoming.folder), str(incoming.checked_folder), allow_dora)
         try:
             answer = await self._short("import_adapter", request, IMPORT_SECONDS)
         except ShortProcessEnded as error:

@@ -14,7 +14,6 @@ from mini_claude.services.adapters import AdapterService, ServedModel
 from mini_claude.services.catalog import Catalog
 from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelOrigin, ModelSpec, Quantization
 from mini_claude.utils.config import Settings
-from mini_claude.utils.model_utils import has_gpu_driver, prefers_llama_cpp
 
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -31,14 +30,6 @@ class ModelService:
     async def resolve(self, name: str | None) -> ModelSpec:
         """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
         return await self._catalog.resolve(name)
-
-    async def runs_on_llama_cpp(self, spec: ModelSpec) -> bool:
-        """Whether that is the engine that runs the model, or to which the settings and its source lead."""
-        running = [info.engine for info in (await self._runtime.status()).models if info.name == spec.name]
-        if running and running[0] is not None:
-            return running[0] == "llama_cpp"
-        from_gguf = any(source.kind in ("package", "gguf") for source in spec.sources)
-        return from_gguf and prefers_llama_cpp(self._settings.load_options(), gpu=has_gpu_driver())
 
     async def serving(self, name: str | None) -> ServedModel:
         """What answers under a name, which may be that of an adapter. Raises `NotFound`."""

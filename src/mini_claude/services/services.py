@@ -21,6 +21,7 @@ from mini_claude.services.adapters import AdapterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
 from mini_claude.services.datasets import DatasetService
+from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
@@ -67,7 +68,8 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             opened.enter_context(_only_process(settings))
         await run_sync(database.migrate)
         catalog = Catalog(ModelRepository(database), settings)
-        adapters = AdapterService(AdapterRepository(database), catalog, settings)
+        engine_choice = EngineChoice(runtime, settings)
+        adapters = AdapterService(AdapterRepository(database), catalog, engine_choice, settings)
         models = ModelService(runtime, catalog, adapters, settings)
         datasets = DatasetRepository(database)
         chat = ChatService(runtime, models, SessionRepository(database))
@@ -80,7 +82,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             models=models,
             adapters=adapters,
             datasets=DatasetService(datasets, models, settings),
-            training=TrainingService(database, datasets, models),
+            training=TrainingService(database, datasets, models, engine_choice),
             chat=chat,
             xray=XrayService(runtime, models, SessionRepository(database)),
             feedback=feedback,

@@ -21,6 +21,7 @@ from mini_claude.data.jobs import ENDED, JobRepository
 from mini_claude.data.records import Job, JobEvent
 from mini_claude.errors import Conflict, InvalidRequest, NotFound
 from mini_claude.models.catalog import valid_model_name
+from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
 from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments, check_trainable
@@ -32,11 +33,14 @@ EVENTS_PER_READ: Final = 500
 class TrainingService:
     """Jobs of all callers; each sees their own."""
 
-    def __init__(self, database: Database, datasets: DatasetRepository, models: ModelService) -> None:
+    def __init__(
+        self, database: Database, datasets: DatasetRepository, models: ModelService, engine_choice: EngineChoice
+    ) -> None:
         self._jobs = JobRepository(database)
         self._adapters = AdapterRepository(database)
         self._datasets = datasets
         self._models = models
+        self._engine_choice = engine_choice
         self._in_memory = database.in_memory
 
     async def submit(
@@ -75,7 +79,7 @@ class TrainingService:
                 param="adapter_name",
             )
         check_trainable(lora, arguments)
-        if lora.use_dora and arguments.method == "lora" and await self._models.runs_on_llama_cpp(spec):
+        if lora.use_dora and arguments.method == "lora" and await self._engine_choice.is_llama_cpp(spec):
             raise InvalidRequest(
                 f"llama.cpp, which serves {spec.name} here, has no DoRA; leave use_dora out, or set engine to torch.",
                 param="lora_config.use_dora",
