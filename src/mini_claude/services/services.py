@@ -14,6 +14,7 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.models import ModelRepository
+from mini_claude.data.preferences import PreferenceRepository
 from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
@@ -76,7 +77,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             datasets=DatasetService(datasets, models, settings),
             training=TrainingService(database, datasets, models),
             chat=ChatService(runtime, models, SessionRepository(database)),
-            feedback=FeedbackService(FeedbackRepository(database)),
+            feedback=FeedbackService(FeedbackRepository(database), PreferenceRepository(database)),
             closing=opened.pop_all(),
         )
 
