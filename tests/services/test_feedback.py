@@ -3,8 +3,9 @@
 import pytest
 
 from mini_claude.errors import Conflict, InvalidRequest, NotFound
-from mini_claude.services.feedback import MAX_CORRECTION, FeedbackService
+from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.identity import LOCAL
+from mini_claude.services.preference_rules import MAX_TEXT
 
 from .conftest import ALICE, OpenWorker, Worker, says, talk, texts
 
@@ -29,12 +30,12 @@ async def test_a_reply_is_rated_corrected_and_left_alone_again(worker: Worker, s
 
 async def test_the_bounds_of_a_correction(worker: Worker, service: FeedbackService) -> None:
     reply = await talk(worker, "one")
-    for bad in ("", " \n", "x" * (MAX_CORRECTION + 1), "half \ud83d", "a\0b"):
+    for bad in ("", " \n", "x" * (MAX_TEXT + 1), "half \ud83d", "a\0b"):
         with pytest.raises(InvalidRequest) as caught:
             await service.rate(LOCAL, reply.reply_id, rating="down", correction=bad)
         assert caught.value.param == "correction"
     assert await service.of_session(LOCAL, reply.session_id) == {}
-    longest = "é" * MAX_CORRECTION
+    longest = "é" * MAX_TEXT
     assert (await service.rate(LOCAL, reply.reply_id, rating=None, correction=longest)).correction == longest
 
 

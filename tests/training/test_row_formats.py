@@ -63,6 +63,14 @@ def test_conversations(row: Any, data_format: DatasetFormat, messages: tuple[Mes
     assert example_of(row, data_format, 3) == Conversation(messages, 3)
 
 
+def test_an_answer_of_weight_0_is_read_and_not_learned() -> None:
+    turns = [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "weight": None}]
+    assert example_of({"messages": turns}, "messages", 1) == Conversation((HI, HELLO, HI, HELLO), 1, unlearned=(1,))
+    system = Message("system", "Be")
+    learned = example_of({"messages": turns, "system": "Be"}, "messages", 1)
+    assert learned == Conversation((system, HI, HELLO, HI, HELLO), 1, unlearned=(2,))
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -113,7 +121,10 @@ def test_plain_text() -> None:
         ("messages", {"messages": [USER, turn("assistant", "a\ud83d")]}, "half of a surrogate"),
         ("messages", {"messages": [USER, turn("assistant", "a\udcff")]}, "not UTF-8"),
         ("messages", {"messages": [USER, turn("assistant", tool_calls=[{"id": 1}])]}, "'tool_calls'"),
-        ("messages", {"messages": [USER, turn("assistant", weight=0)]}, "weight"),
+        ("messages", {"messages": [USER, turn("assistant", weight=0)]}, "have weight 0"),
+        ("messages", {"messages": [USER, turn("assistant", weight=0.5)]}, "only 0 and 1"),
+        ("messages", {"messages": [{**USER, "weight": 0}, ASSISTANT]}, "only 0 and 1"),
+        ("preference", {"chosen": [USER, {**ASSISTANT, "weight": 0}], "rejected": [USER, turn("assistant")]}, "weight"),
         ("messages", {"messages": [USER, ASSISTANT], "system": 3}, "'system' is a number"),
         ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "bot", "value": "x"}]}, "'from'"),
         ("sharegpt", {"conversations": [{"from": "gpt", "value": "Hi"}]}, "turn 1 is the assistant's"),

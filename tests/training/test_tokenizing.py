@@ -53,6 +53,18 @@ def test_answers_with_their_ends_are_supervised_and_nothing_else(styled: tuple[s
     assert (example.row, example.truncated) == (3, 0)
 
 
+@pytest.mark.parametrize(("unlearned", "answer"), [((1,), "Paris"), ((3,), "I am fine.")])
+def test_an_answer_that_is_there_to_be_read_is_not_supervised(
+    styled: tuple[str, CausalLM], unlearned: tuple[int, ...], answer: str
+) -> None:
+    name, model = styled
+    style = STYLES[name]
+    example = tokenize(Conversation(EXCHANGE, 3, unlearned), model, 128)
+    assert isinstance(example, TokenizedExample)
+    assert example.token_ids == model.render(EXCHANGE, add_generation_prompt=False).token_ids
+    assert supervised_text(model, example) == f"{style.lead}{answer}{style.end}"
+
+
 def test_of_a_preference_only_the_last_answer_is_supervised(styled: tuple[str, CausalLM]) -> None:
     name, model = styled
     style = STYLES[name]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mini_claude.errors import ErrorInfo
 from mini_claude.training.arguments import JobSpec
 from mini_claude.training.examples import Container, DatasetFormat, RowProblem
-from mini_claude.types import Usage
+from mini_claude.types import Message, Usage
 
 TurnStatus = Literal["running", "done", "failed"]
 TurnRole = Literal["user", "assistant"]
@@ -95,6 +95,28 @@ class Feedback:
     rating: Rating | None
     correction: str | None
     updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said. `model` is its reference, an adapter's with its version; `cut`: it ended before its end."""
+
+    model: str
+    text: str
+    cut: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to the same messages, of which `owner` chose one; `blind`: without seeing which model said what."""
+
+    id: str
+    owner: str
+    messages: tuple[Message, ...]
+    chosen: Answer
+    rejected: Answer
+    blind: bool
+    created_at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,20 @@ class FeedbackRow(Base):
     updated_at: Mapped[float] = mapped_column(Double)
 
 
+class PreferenceRow(Base):
+    """Two answers to the same messages, of which the owner chose one."""
+
+    __tablename__ = "preferences"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    owner: Mapped[str] = mapped_column(ID, index=True)
+    messages: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    chosen: Mapped[dict[str, Any]] = mapped_column(JSON)
+    rejected: Mapped[dict[str, Any]] = mapped_column(JSON)
+    blind: Mapped[bool]
+    created_at: Mapped[float] = mapped_column(Double)
+
+
 class DatasetRow(Base):
     """An uploaded dataset under its name; the file lies under its content's hash. Several names may share a file."""
 

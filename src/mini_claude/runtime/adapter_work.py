@@ -45,8 +45,8 @@ def take_in(request: ImportRequest) -> AdapterFacts:
         raise InvalidRequest(reason, code="unusable_adapter", param=param) from error
     if files.config.use_dora and not request.allow_dora:
         raise InvalidRequest(
-            f"{CONFIG_FILE} sets use_dora, and llama.cpp, which serves {request.base.spec.name} here, has no DoRA; train the "
-            "adapter without use_dora, or set engine to torch.",
+            f"{CONFIG_FILE} sets use_dora, and llama.cpp, which serves {request.base.spec.name} here, has no DoRA; "
+            "train the adapter without use_dora, or set engine to torch.",
             code="unusable_adapter",
             param="config",
         )

@@ -1,24 +1,28 @@
-"""Feedback on replies: a thumb, a text that would have been better, or both."""
+"""What people think of answers: feedback on the replies in their sessions, and preferences between two answers."""
 
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from anyio.to_thread import run_sync
 
 from mini_claude.data.feedback import FeedbackRepository
-from mini_claude.data.records import Feedback, Rating
-from mini_claude.errors import InvalidRequest
+from mini_claude.data.preferences import PreferenceRepository
+from mini_claude.data.records import Answer, Feedback, Preference, Rating
 from mini_claude.services.identity import Caller
-from mini_claude.services.session_turn import require_unicode
+from mini_claude.services.preference_rules import check_preference, require_text
+from mini_claude.types import Message
 
-MAX_CORRECTION: Final = 65_536  # characters
+MAX_PREFERENCES: Final = 10_000  # of one owner
 
 
 class FeedbackService:
-    """What callers think of the replies in their own sessions."""
+    """What callers think of answers; each sees their own."""
 
-    def __init__(self, repository: FeedbackRepository) -> None:
-        self._repository = repository
+    def __init__(self, feedback: FeedbackRepository, preferences: PreferenceRepository) -> None:
+        self._feedback = feedback
+        self._preferences = preferences
 
     async def rate(
         self, caller: Caller, reply_id: str, *, rating: Rating | None, correction: str | None = None
@@ -29,20 +33,29 @@ class FeedbackService:
         still being written and for a rating of an empty one.
         """
         if correction is not None:
-            require_text(correction, "correction", MAX_CORRECTION)
-        return await run_sync(self._repository.rate, caller.owner, reply_id, rating, correction)
+            require_text(correction, "correction")
+        return await run_sync(self._feedback.rate, caller.owner, reply_id, rating, correction)
 
     async def of_session(self, caller: Caller, session_id: str) -> Mapping[str, Feedback]:
         """All feedback in one of the caller's sessions, by the reply's id. Raises `NotFound`."""
-        return await run_sync(self._repository.of_session, caller.owner, session_id)
+        return await run_sync(self._feedback.of_session, caller.owner, session_id)
 
+    async def prefer(
+        self, caller: Caller, *, messages: Sequence[Message], chosen: Answer, rejected: Answer, blind: bool
+    ) -> Preference:
+        """Store that `chosen` is the better answer to the messages, which end with a user's.
 
-def require_text(text: str, param: str, max_characters: int) -> None:
-    """Raise `InvalidRequest` for what could never be learned from: no text, too much, or characters that are none."""
-    require_unicode(text, param)
-    if not text.strip():
-        raise InvalidRequest(f"{param} is empty; write something.", param=param)
-    if len(text) > max_characters:
-        raise InvalidRequest(f"{param} has more than {max_characters} characters; shorten it.", param=param)
-    if "\0" in text:
-        raise InvalidRequest(f"{param} holds a NUL character; take it out.", param=param)
+        Raises `InvalidRequest` for what could not be learned from, `Conflict` for more than MAX_PREFERENCES.
+        """
+        check_preference(messages, chosen, rejected)
+        preference = Preference(uuid.uuid4().hex, caller.owner, tuple(messages), chosen, rejected, blind, time.time())
+        await run_sync(self._preferences.add, preference, MAX_PREFERENCES)
+        return preference
+
+    async def preferences(self, caller: Caller, limit: int, before: str | None = None) -> Sequence[Preference]:
+        """Newest first; `before` is the id of the last one of the previous page. Raises `NotFound` for that."""
+        return await run_sync(self._preferences.list, caller.owner, limit, before)
+
+    async def remove_preference(self, caller: Caller, preference_id: str) -> None:
+        """Forget a preference; datasets that were made of it stay. Raises `NotFound`."""
+        await run_sync(self._preferences.remove, caller.owner, preference_id)

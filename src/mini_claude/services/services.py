@@ -14,6 +14,7 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.models import ModelRepository
+from mini_claude.data.preferences import PreferenceRepository
 from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
@@ -73,7 +74,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         models = ModelService(runtime, catalog, adapters, settings)
         datasets = DatasetRepository(database)
         chat = ChatService(runtime, models, SessionRepository(database))
-        feedback = FeedbackService(FeedbackRepository(database))
+        feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
             settings=settings,
             runtime=runtime,

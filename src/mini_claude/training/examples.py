@@ -11,10 +11,14 @@ Container = Literal["jsonl", "json", "csv", "parquet", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Supervised fine-tuning: the model learns what the assistant says. `row` counts from 1 in file order."""
+    """Supervised fine-tuning: the model learns what the assistant says, but the messages at `unlearned` (from 0).
+
+    `row` counts from 1 in file order.
+    """
 
     messages: tuple[Message, ...]
     row: int
+    unlearned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

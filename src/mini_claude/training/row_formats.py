@@ -9,7 +9,8 @@
     text               {"text": "..."}, all of it learned
 
 Rows are plain values as JSON, CSV or Parquet give them. Other members are left alone, except those that would change
-what is learned: they are honoured ("system") or the row is refused (tool calls, weights).
+what is learned: they are honoured ("system"; "weight": 0 on an assistant's message that is to be read and not to be
+learned, as in OpenAI's format) or the row is refused (tool calls, other weights).
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def _format_of_turns(turns: Any) -> DatasetFormat | None:
 def example_of(row: Any, data_format: DatasetFormat, number: int) -> Example:
     """The example of a row that should have this format. Raises `UnusableRow`."""
     if data_format in ("messages", "sharegpt", "dialogue"):
-        return Conversation(_conversation(_turns(row, data_format), row), number)
+        return _with_weights(row, data_format, number)
     if not isinstance(row, dict):
         raise UnusableRow(f"it is {_kind(row)} and no {data_format} row")
     if data_format == "preference":
@@ -91,15 +92,35 @@ def example_of(row: Any, data_format: DatasetFormat, number: int) -> Example:
     return Conversation(_conversation([Message("user", prompt), Message("assistant", answer)], row), number)
 
 
+def _with_weights(row: Any, data_format: DatasetFormat, number: int) -> Conversation:
+    turns = _turns(row, data_format)
+    messages = _conversation(turns, row)
+    in_front = len(messages) - len(turns)  # a system prompt that stood apart
+    raw = row if isinstance(row, list) else row[_turn_key(row)]
+    unlearned = tuple(place for place, turn in enumerate(raw, in_front) if _weight(turn) == 0)
+    if all(place in unlearned for place, message in enumerate(messages) if message.role == "assistant"):
+        raise UnusableRow("all turns of the assistant have weight 0, so there is nothing to learn")
+    return Conversation(messages, number, unlearned)
+
+
+def _weight(turn: Any) -> Any:
+    weight = turn.get("weight") if isinstance(turn, dict) else None
+    return 1 if weight is None else weight
+
+
 def _alpaca_prompt(row: Mapping[str, Any]) -> str:
     """Instruction and input, a blank line between them: the model's own chat template stands around both."""
     instruction = _text(row, "instruction")
     return f"{instruction}\n\n{_text(row, 'input')}" if row.get("input") else instruction
 
 
+def _turn_key(row: Mapping[str, Any]) -> str | None:
+    return next((key for key in TURN_KEYS if row.get(key) is not None), None)
+
+
 def _turns(row: Any, data_format: DatasetFormat) -> list[Message]:
     if isinstance(row, dict):
-        key = next((key for key in TURN_KEYS if row.get(key) is not None), None)
+        key = _turn_key(row)
         if key is None:
             raise UnusableRow(f"it has no {TURN_KEYS[0]!r}, as {data_format} rows do")
         row = row[key]
@@ -125,10 +146,10 @@ def _message(turn: Any, place: int, role_key: str, text_key: str, roles: Mapping
     for key in _NOT_SUPPORTED:
         if turn.get(key):
             raise UnusableRow(f"turn {place} has {key!r}, and tools are not supported")
-    if turn.get("weight", 1) not in (1, None):
-        raise UnusableRow(f"turn {place} has a weight, which is not supported")
     said = turn.get(role_key)
     role = roles.get(said) if isinstance(said, str) else None
+    if _weight(turn) not in ((0, 1) if role == "assistant" else (1,)):
+        raise UnusableRow(f"turn {place} has a weight, of which only 0 and 1 are supported, and 0 on the assistant's")
     if role is None:
         known = ", ".join(dict.fromkeys(roles))
         raise UnusableRow(f"turn {place} has no {role_key!r} that is known ({known})")
@@ -185,6 +206,8 @@ def _answer(row: Mapping[str, Any], key: str) -> tuple[list[Message], str]:
     messages = _messages(row[key])
     if not messages or messages[-1].role != "assistant":
         raise UnusableRow(f"{key!r} does not end with a turn of the assistant")
+    if _weight(row[key][-1]) == 0:
+        raise UnusableRow(f"{key!r} ends with a turn of weight 0")
     return messages[:-1], messages[-1].content
 
 

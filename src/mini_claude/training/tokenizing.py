@@ -33,11 +33,26 @@ def tokenize(
             return _preference(example, model, limit)
         if isinstance(example, PlainText):
             rendered = model.render_text(example.text)
+            supervised = rendered.assistant_mask
         else:
             rendered = model.render(example.messages, add_generation_prompt=False)
+            supervised = _learned(rendered.assistant_mask, example)
     except InvalidRequest as error:
         return RowProblem(example.row, None, error.message)
-    return _cut(rendered, rendered.assistant_mask, example.row, limit, _lack(example))
+    return _cut(rendered, supervised, example.row, limit, _lack(example))
+
+
+def _learned(mask: tuple[bool, ...], example: Conversation) -> tuple[bool, ...]:
+    """The mask without the answers that are there to be read only: each answer is an unbroken stretch of it."""
+    if not example.unlearned:
+        return mask
+    answers = [place for place, message in enumerate(example.messages) if message.role == "assistant"]
+    learned = []
+    number = -1
+    for i, supervised in enumerate(mask):
+        number += supervised and not (i and mask[i - 1])
+        learned.append(supervised and answers[number] not in example.unlearned)
+    return tuple(learned)
 
 
 def _preference(example: Preference, model: ChatModel, limit: int) -> TokenizedPreference | RowProblem:
