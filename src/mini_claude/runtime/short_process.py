@@ -119,6 +119,13 @@ def _inspect(request: Any) -> object:
     return inspect(msgspec.convert(request, InspectionRequest))
 
 
+def _prompts(request: Any) -> object:
+    from mini_claude.training.prompts import PromptsRequest, prompts
+
+    limit_memory()
+    return prompts(msgspec.convert(request, PromptsRequest))
+
+
 def _examine(request: Any) -> object:
     from mini_claude.training.doctor import examine
     from mini_claude.training.doctor_report import DoctorRequest
@@ -158,6 +165,7 @@ def _verify_adapter(request: Any) -> object:
 
 _PROGRAMS: Final[Mapping[str, Callable[[Any], object]]] = {
     "inspect": _inspect,
+    "prompts": _prompts,
     "doctor": _examine,
     "import_adapter": _import_adapter,
     "export_adapter": _export_adapter,

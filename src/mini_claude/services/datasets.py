@@ -25,6 +25,7 @@ from mini_claude.services.models import ModelService
 from mini_claude.services.places import Places
 from mini_claude.training.doctor_report import DoctorReport, DoctorRequest, Examination
 from mini_claude.training.inspection import Inspection, InspectionRequest
+from mini_claude.training.prompts import PromptsRequest, TrainingPrompt
 from mini_claude.utils.config import Settings
 from mini_claude.utils.threads import run_to_its_end
 
@@ -47,7 +48,7 @@ class DatasetService:
         self._settings = settings
         self._uploads = Places(MAX_UPLOADS, "uploads")
         # One short process of a kind a worker, since each of them can fill a core.
-        self._short_work = {program: ShortWork(MAX_WAITING) for program in ("inspect", "doctor")}
+        self._short_work = {program: ShortWork(MAX_WAITING) for program in ("inspect", "doctor", "prompts")}
 
     @asynccontextmanager
     async def receive(self, num_bytes: int = 0) -> AsyncIterator[IncomingDataset]:
@@ -128,6 +129,17 @@ class DatasetService:
                 code="examination_failed",
             ) from error
         return msgspec.json.decode(answer, type=DoctorReport)
+
+    async def prompts(self, caller: Caller, name: str, num_prompts: int) -> Sequence[TrainingPrompt]:
+        """Questions out of the dataset, spread over its rows. Raises `NotFound`, `InvalidRequest`, `Overloaded`."""
+        dataset = await self.get(caller, name)
+        path = await run_sync(self._store.path, dataset.sha256)
+        request = PromptsRequest(str(path), dataset.num_rows, num_prompts)
+        try:
+            answer = await self._short_work["prompts"].run("prompts", request, INSPECTION_SECONDS)
+        except ShortProcessEnded as error:
+            raise InvalidRequest(f"The dataset cannot be read: {error.message}.", code="unreadable_dataset") from error
+        return msgspec.json.decode(answer, type=tuple[TrainingPrompt, ...])
 
     async def _inspect(self, incoming: IncomingDataset) -> Inspection:
         try:

@@ -19,6 +19,7 @@ from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
 from mini_claude.services.adapters import AdapterService
+from mini_claude.services.before_after import BeforeAfterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
 from mini_claude.services.datasets import DatasetService
@@ -48,6 +49,7 @@ class Services:
     xray: XrayService
     feedback: FeedbackService
     session_export: SessionExport
+    before_after: BeforeAfterService
     closing: ExitStack
 
     async def aclose(self) -> None:
@@ -73,6 +75,8 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         adapters = AdapterService(AdapterRepository(database), catalog, engine_choice, settings)
         models = ModelService(runtime, catalog, adapters, settings)
         datasets = DatasetRepository(database)
+        dataset_service = DatasetService(datasets, models, settings)
+        training = TrainingService(database, datasets, models, engine_choice)
         chat = ChatService(runtime, models, SessionRepository(database))
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
@@ -82,12 +86,13 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             keys=KeyService(KeyRepository(database)),
             models=models,
             adapters=adapters,
-            datasets=DatasetService(datasets, models, settings),
-            training=TrainingService(database, datasets, models, engine_choice),
+            datasets=dataset_service,
+            training=training,
             chat=chat,
             xray=XrayService(runtime, models, SessionRepository(database)),
             feedback=feedback,
             session_export=SessionExport(chat, feedback),
+            before_after=BeforeAfterService(training, dataset_service, chat),
             closing=opened.pop_all(),
         )
 

@@ -13,13 +13,11 @@ from rich.table import Table
 from mini_claude.errors import MiniClaudeError
 from mini_claude.terminal.datasets import upload
 from mini_claude.terminal.server import ServerClient, running_server
+from mini_claude.training import demo as demo_data
 from mini_claude.utils.config import Settings
 
 POLL_SECONDS: Final = 0.5
 ENDED: Final = ("completed", "failed", "cancelled")
-DEMO_DATASET: Final = "mini-claude-demo"
-DEMO_QUESTION: Final = "Who are you?"
-DEMO_ARGUMENTS: Final = {"num_train_epochs": 8.0, "learning_rate": 1e-3, "per_device_train_batch_size": 16}
 
 jobs_app = typer.Typer(no_args_is_help=True, help="Training jobs: list, show, cancel, resume.")
 console = Console()
@@ -40,8 +38,10 @@ def train(
     """Tune a model on your data and watch; Ctrl-C stops watching, not the job."""
     with running_server(Settings()) as client:
         if demo:
-            with importlib.resources.as_file(importlib.resources.files("mini_claude.training") / "demo.jsonl") as path:
-                dataset = upload(client, path, DEMO_DATASET)["name"]
+            with importlib.resources.as_file(
+                importlib.resources.files("mini_claude.training") / demo_data.FILE_NAME
+            ) as path:
+                dataset = upload(client, path, demo_data.DATASET)["name"]
         elif dataset is None:
             raise MiniClaudeError("Name a dataset, or a file with your data; or try --demo.")
         elif Path(dataset).is_file():
@@ -53,10 +53,10 @@ def train(
             "per_device_train_batch_size": batch_size,
             "drop_broken_rows": drop_broken_rows or None,
         }
-        arguments = (dict(DEMO_ARGUMENTS) if demo else {}) | {k: v for k, v in given.items() if v is not None}
+        arguments = (dict(demo_data.ARGUMENTS) if demo else {}) | {k: v for k, v in given.items() if v is not None}
         body: dict[str, Any] = {"dataset_path": dataset, "training_args": arguments}
         body |= {"model_name": model} if model else {}
-        body |= {"adapter_name": name or ("mini-claude" if demo else None)}
+        body |= {"adapter_name": name or (demo_data.ADAPTER if demo else None)}
         body |= {"lora_config": {"r": rank, "lora_alpha": 2 * rank}} if rank else {}
         job = client.call("POST", "/api/v1/training/jobs", body)
         watch(client, job["id"])
@@ -139,9 +139,9 @@ def _report(job: dict[str, Any]) -> None:
 
 def _compare(client: ServerClient, job: dict[str, Any]) -> None:
     for model in (job["model_name"], job["adapter"]):
-        body = {"messages": [{"role": "user", "content": DEMO_QUESTION}], "temperature": 0, "max_tokens": 48}
+        body = {"messages": [{"role": "user", "content": demo_data.QUESTION}], "temperature": 0, "max_tokens": 48}
         answer = client.call("POST", "/api/v1/chat/completions", body | {"model": model})
-        console.print(f"{model}\n  {DEMO_QUESTION}  {answer['response']}", markup=False)
+        console.print(f"{model}\n  {demo_data.QUESTION}  {answer['response']}", markup=False)
 
 
 @jobs_app.command("list")

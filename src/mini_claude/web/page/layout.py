@@ -5,9 +5,11 @@ import gradio as gr
 from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
 from mini_claude.web.page.compare import CompareTab
+from mini_claude.web.page.data import DataTab
 from mini_claude.web.page.models import ModelsTab
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
+from mini_claude.web.page.train import TrainTab
 from mini_claude.web.page.xray import XrayTab
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
@@ -22,6 +24,10 @@ def build_page(services: Services) -> gr.Blocks:
                 chat = ChatTab(services)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(services)
+            with gr.Tab("Data", id="data"):
+                data = DataTab(services)
+            with gr.Tab("Train", id="train"):
+                train = TrainTab(services)
             with gr.Tab("Models", id="models"):
                 models = ModelsTab(services)
             with gr.Tab("X-ray", id="xray") as xray:
@@ -30,6 +36,8 @@ def build_page(services: Services) -> gr.Blocks:
                 system = SystemTab(services)
         chat.start(page)
         compare.start(page, tabs)
+        data.start(page, tabs)
+        train.start(page, tabs, data)
         models.start(page, tabs)
         system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)

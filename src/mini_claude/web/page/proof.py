@@ -9,7 +9,7 @@ from mini_claude.data.records import AdapterVersion
 from mini_claude.services.services import Services
 from mini_claude.types import ModelOrigin, SamplingParams
 
-_FORMS: Final = {
+FORMS: Final = {
     "engine": "when it chats (torch)",
     "engine_llama_cpp": "when it chats (llama.cpp)",
     "merged": "exported as a whole model",
@@ -98,7 +98,7 @@ def _row(step: Mapping[str, Any]) -> str:
     by_mean = measured and step["state"] == "passed" and step["max_difference"] > step["tolerance"]
     shown = step["mean_difference"] if by_mean else step["max_difference"]
     cells = [
-        escape(_FORMS.get(step["name"], step["name"])),
+        escape(FORMS.get(step["name"], step["name"])),
         escape(step["state"]),
         f"{shown:.2g} ({'mean' if by_mean else 'largest'})" if measured else "",
         f"{step['tolerance']:.2g}" if measured else "",

@@ -21,14 +21,22 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class LoraFields(WireModel):
     """`lora_config`: what is added to the model."""
 
-    r: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Rank of the update.")
-    lora_alpha: Annotated[int, Field(ge=1, le=4096)] = Field(32, description="The update is scaled by alpha / r.")
-    lora_dropout: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    target_modules: Annotated[list[ModulePart], Field(min_length=1, max_length=64)] = Field(
-        ["all-linear"], description="Last parts of module names, or all-linear."
+    r: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="Rank: how much the adapter can take in. More learns more, and takes more memory."
     )
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA).")
-    use_dora: bool = Field(False, description="Learn magnitude and direction apart (DoRA).")
+    lora_alpha: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="How strongly the adapter acts: its update is scaled by alpha / r. Mostly twice the rank."
+    )
+    lora_dropout: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        0.0, description="The part of the adapter's inputs that is left out at random, against learning by heart."
+    )
+    target_modules: Annotated[list[ModulePart], Field(min_length=1, max_length=64)] = Field(
+        ["all-linear"], description="Which layers get an adapter: last parts of module names, or all-linear."
+    )
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA): steadier with a high rank.")
+    use_dora: bool = Field(
+        False, description="Learn magnitude and direction apart (DoRA): slower, at times better with a low rank."
+    )
 
     def settings(self) -> LoraSettings:
         """The plain value."""
@@ -38,35 +46,67 @@ class LoraFields(WireModel):
 class TrainingFields(WireModel):
     """`training_args`."""
 
-    method: Method = Field("lora", description="lora trains an adapter, full all weights.")
+    method: Method = Field("lora", description="lora trains a small adapter beside the model, full all weights.")
     objective: Objective = Field("sft", description="sft learns the assistant's words, dpo which answer is better.")
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        2e-4,
+        description="How far a step goes at most. Too high and the loss jumps about, too low and little is learned.",
+    )
+    num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = Field(3.0, description="How often all rows are seen.")
     max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(0, description="Above 0: instead of epochs.")
-    per_device_train_batch_size: Annotated[int, Field(ge=1, le=256)] = 8
-    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = 1
+    per_device_train_batch_size: Annotated[int, Field(ge=1, le=256)] = Field(
+        8, description="Examples that are learned from together. More is steadier and takes more memory."
+    )
+    gradient_accumulation_steps: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="So many batches make one step: as steady as a larger batch, without its memory."
+    )
     max_length: Annotated[int, Field(ge=8, le=131_072)] = Field(512, description="Tokens an example; the rest is cut.")
-    batching: Batching = Field("length_grouped", description="length_grouped or packed.")
-    lr_scheduler_type: Schedule = "cosine"
-    warmup_ratio: Fraction = 0.03
-    weight_decay: Fraction = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
-    adam_beta1: Fraction = 0.9
-    adam_beta2: Fraction = 0.999
-    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
-    dtype: DTypeName = "auto"
+    batching: Batching = Field(
+        "length_grouped",
+        description="length_grouped puts examples of like length together, packed fills rows with them.",
+    )
+    lr_scheduler_type: Schedule = Field("cosine", description="How the learning rate falls after the warm-up.")
+    warmup_ratio: Fraction = Field(
+        0.03, description="The part of the steps in which the learning rate rises to its top."
+    )
+    weight_decay: Fraction = Field(0.0, description="How strongly the trained weights are pulled towards zero (AdamW).")
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = Field(
+        1.0, description="Longer gradients are shortened to this, so that one odd row cannot ruin the rest."
+    )
+    adam_beta1: Fraction = Field(0.9, description="How long AdamW remembers the direction.")
+    adam_beta2: Fraction = Field(0.999, description="How long AdamW remembers the size of gradients.")
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = Field(1e-8, description="Keeps AdamW from dividing by zero.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = Field(
+        0, description="Decides the order of the rows and the first weights; the same one gives the same run."
+    )
+    dtype: DTypeName = Field("auto", description="The numbers' type; auto: float32 on a CPU, bfloat16 on most GPUs.")
     quantization: Quantization | None = Field(None, description="int8 or nf4 for the frozen base (QLoRA).")
-    gradient_checkpointing: bool = False
-    eval_ratio: Annotated[float, Field(ge=0, le=0.5)] = Field(0.1, description="The part of the rows held out.")
-    eval_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(0, description="0: before and after the run only.")
-    early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] = 0
-    logging_steps: Annotated[int, Field(ge=1, le=10_000)] = 1
-    save_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(0, description="0: by the clock.")
-    save_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
-    save_total_limit: Annotated[int, Field(ge=1, le=100)] = 2
-    max_checkpoint_bytes: Annotated[int, Field(ge=1_000_000, le=10**13)] = 4_000_000_000
-    dpo_beta: Annotated[float, Field(gt=0, le=10)] = 0.1
+    gradient_checkpointing: bool = Field(
+        False, description="Compute some values twice instead of keeping them: less memory."
+    )
+    eval_ratio: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.1, description="The part of the rows held out: never trained on, to measure with."
+    )
+    eval_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="Measure on held-out rows every so many steps; 0: before and after the run only."
+    )
+    early_stopping_patience: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0, description="End after so many measurements without a better one; 0: never."
+    )
+    logging_steps: Annotated[int, Field(ge=1, le=10_000)] = Field(1, description="Report every so many steps.")
+    save_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="Save a checkpoint every so many steps; 0: by the clock."
+    )
+    save_minutes: Annotated[float, Field(ge=0, le=1440)] = Field(
+        0.0, description="Save a checkpoint every so many minutes; 0: as often as it costs little."
+    )
+    save_total_limit: Annotated[int, Field(ge=1, le=100)] = Field(2, description="Checkpoints kept, besides the best.")
+    max_checkpoint_bytes: Annotated[int, Field(ge=1_000_000, le=10**13)] = Field(
+        4_000_000_000, description="Larger checkpoints are refused before they fill the disk."
+    )
+    dpo_beta: Annotated[float, Field(gt=0, le=10)] = Field(
+        0.1, description="For dpo: how much holds the model to what it was. Lower lets it change more."
+    )
     drop_broken_rows: bool = Field(False, description="false: a broken row fails the job before its first step.")
 
     def arguments(self) -> TrainingArguments:
