@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 import pytest
 
+from mini_claude.services.identity import LOCAL
 from mini_claude.web.page.compare import CompareTab
 from mini_claude.web.page.comparison import Comparison
 
@@ -53,3 +54,10 @@ async def test_what_cannot_be_asked_or_chosen_is_said_in_words(tab: CompareTab, 
             pass
     with pytest.raises(gr.Error, match="worker"):
         await tab._choose("a")(gr.Request(headers={}), None)
+
+
+async def test_the_better_answer_becomes_a_preference_pair(tab: CompareTab, visit: gr.Request) -> None:
+    *_, last = await ask(tab, visit, blind=True)
+    await tab._choose("b")(visit, last[tab.comparison])
+    (kept,) = await tab._services.feedback.preferences(LOCAL, 10)
+    assert (kept.blind, kept.chosen.model, kept.messages[-1].content) == (True, "smollm2-135m", "one two")

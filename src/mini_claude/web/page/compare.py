@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import gradio as gr
 
+from mini_claude.data.records import Answer
 from mini_claude.errors import InvalidRequest
+from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
-from mini_claude.web.page.comparison import LETTERS, Choice, Comparison, new_comparison
+from mini_claude.web.page.comparison import CHOSEN, LETTERS, Choice, Comparison, new_comparison
 from mini_claude.web.page.contestant_panel import ContestantPanel
 from mini_claude.web.page.conversation import safe_markdown
 from mini_claude.web.page.proof import proof_of
@@ -135,13 +137,29 @@ class CompareTab:
     def _choose(self, choice: Choice) -> Callable[..., Awaitable[Update]]:
         @event
         async def choose(request: gr.Request, comparison: Comparison | None) -> Update:
-            visitor(request)
+            caller = visitor(request)
             if comparison is None:
                 raise InvalidRequest("Ask a question first, then choose.")
+            comparison.check_choice()
+            if (best := CHOSEN.get(choice)) is not None:
+                await self._keep(caller, comparison, best)
             comparison.choose(choice)
             return await self._look(comparison, running=False)
 
         return choose
+
+    async def _keep(self, caller: Caller, comparison: Comparison, best: int) -> None:
+        answers = [
+            Answer(contestant.name, text, cut=False)  # only whole ones can be judged
+            for contestant, text in zip(comparison.contestants, comparison.texts, strict=True)
+        ]
+        await self._services.feedback.prefer(
+            caller,
+            messages=comparison.messages,
+            chosen=answers[best],
+            rejected=answers[1 - best],
+            blind=comparison.blind,
+        )
 
     # --- showing ---
 

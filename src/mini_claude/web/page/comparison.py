@@ -1,7 +1,7 @@
 """A comparison: one question, two contestants in the order in which their answers are shown, and what came of it."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -11,6 +11,7 @@ from mini_claude.web.page.race import Contestant, Race
 
 Choice = Literal["a", "b", "both_good", "both_bad"]
 LETTERS: Final = ("A", "B")
+CHOSEN: Final[Mapping[Choice, int]] = {"a": 0, "b": 1}  # whose answer is the better one
 
 
 @dataclass(slots=True)
@@ -38,18 +39,22 @@ class Comparison:
         """A blind one only once nothing can be chosen any more."""
         return not self.blind or self.choice is not None
 
-    def choose(self, choice: Choice) -> None:
-        """Once. Raises `InvalidRequest` while there is nothing to choose between, and `Conflict` the second time."""
+    def check_choice(self) -> None:
+        """Raise `InvalidRequest` while there is nothing to choose between, and `Conflict` where one has chosen."""
         if not self.can_be_judged:
             raise InvalidRequest("Wait until both answers are there, then choose.")
         if self.choice is not None:
             raise Conflict("You have chosen already: ask again to compare again.")
+
+    def choose(self, choice: Choice) -> None:
+        """Raises as `check_choice`."""
+        self.check_choice()
         self.choice = choice
 
     @property
     def preferred(self) -> int | None:
         """Index of the contestant whose answer is the better one, if one is."""
-        return {"a": 0, "b": 1}.get(self.choice or "")
+        return None if self.choice is None else CHOSEN.get(self.choice)
 
 
 def new_comparison(question: str, system: str, contestants: Sequence[Contestant], *, blind: bool) -> Comparison:
