@@ -2,7 +2,6 @@
 
 import pytest
 
-from mini_claude.data.models import ModelRepository
 from mini_claude.errors import Conflict, InvalidRequest, NotFound
 from mini_claude.models.catalog import BUILTIN
 from mini_claude.services.catalog import Catalog
@@ -15,7 +14,7 @@ MINE = ModelSpec("my-model", "causal_lm", (ModelSource("folder", "/models/mine")
 
 def catalog_of(worker: Worker) -> Catalog:
     """As the terminal's commands make it, which need no runtime."""
-    return Catalog(ModelRepository(worker.services.database), worker.services.settings)
+    return worker.services.models._catalog
 
 
 async def test_no_name_and_the_alias_mean_the_default_model(worker: Worker) -> None:

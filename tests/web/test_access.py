@@ -25,10 +25,8 @@ def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         if not isinstance(context.original_route, APIWebSocketRoute):
             path = (context.path or "").replace(":path", "")
             for method in context.methods or ():
-                yield (
-                    method,
-                    path.format(session_id="a", name="a", model="a", job_id="a", reference="a", path="a", reply_id="a"),
-                )
+                names = ("session_id", "name", "model", "job_id", "reference", "path", "reply_id", "preference_id")
+                yield method, path.format(**dict.fromkeys(names, "a"))
 
 
 def socket_paths(app: FastAPI) -> set[str]:

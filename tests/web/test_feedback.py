@@ -76,3 +76,57 @@ async def test_a_session_is_exported_as_json_and_markdown(client: httpx2.AsyncCl
     assert readable.headers["content-type"].startswith("text/markdown")
     assert "## You\n\nWhat is a zebra?" in readable.text
     assert (await client.get(path, params={"format": "pdf"})).status_code == 422
+
+
+async def rated(client: httpx2.AsyncClient, text: str, **feedback: str) -> None:
+    said = await say(client, text)
+    answer = await client.put(f"/api/v1/chat/feedback/{said['reply_id']}", json=feedback)
+    assert answer.status_code == 200, answer.text
+
+
+async def test_rated_replies_and_corrections_become_training_data(site: Site) -> None:
+    async with site.client() as client:
+        await rated(client, "Good one", rating="up")
+        await rated(client, "Bad one", rating="down")
+        await rated(client, "Wrong one", rating="down", correction="The right one")
+        made = await client.post("/api/v1/datasets/from-feedback", json={"name": "mine", "source": "rated"})
+        assert made.status_code == 201, made.text
+        assert (made.json()["format"], made.json()["num_rows"], made.json()["num_broken"]) == ("messages", 2, 0)
+        pairs = await client.post("/api/v1/datasets/from-feedback", json={"name": "pairs", "source": "preferences"})
+        assert (pairs.json()["format"], pairs.json()["num_rows"]) == ("preference", 1)
+
+
+async def test_there_must_be_something_to_make_a_dataset_of(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/api/v1/datasets/from-feedback", json={"name": "mine", "source": "rated"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "no_feedback")
+    assert (await client.get("/api/v1/datasets")).json() == {"datasets": []}
+
+
+async def test_a_preference_is_kept_listed_made_a_dataset_and_forgotten(client: httpx2.AsyncClient) -> None:
+    body = {
+        "messages": [{"role": "user", "content": "Who?"}],
+        "chosen": {"model": "a:b@1", "text": "Me."},
+        "rejected": {"model": "a", "text": "You."},
+    }
+    kept = await client.post("/api/v1/preferences", json=body)
+    assert kept.status_code == 201, kept.text
+    listed = (await client.get("/api/v1/preferences")).json()["preferences"]
+    assert [each["chosen"]["text"] for each in listed] == ["Me."]
+    made = await client.post("/api/v1/datasets/from-feedback", json={"name": "pairs", "source": "preferences"})
+    assert made.json()["num_rows"] == 1
+    assert (await client.delete(f"/api/v1/preferences/{kept.json()['id']}")).status_code == 204
+    assert (await client.get("/api/v1/preferences")).json() == {"preferences": []}
+    same = {**body, "rejected": {"model": "a", "text": "Me."}}
+    assert (await client.post("/api/v1/preferences", json=same)).status_code == 400
+
+
+async def test_the_default_model_is_chosen_and_rolled_back(site: Site) -> None:
+    async with site.client() as client:
+        assert (await client.get("/api/v1/models/default")).json() == {"model": "smollm2-135m", "history": []}
+        chosen = await client.put("/api/v1/models/default", json={"model": "dialogpt-small"})
+        assert chosen.json()["model"] == "dialogpt-small"
+        said = await client.post("/api/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hello"}]})
+        assert said.json()["model"] == "dialogpt-small"
+        back = await client.put("/api/v1/models/default", json={"model": "smollm2-135m"})
+        assert [each["reference"] for each in back.json()["history"]] == ["smollm2-135m", "dialogpt-small"]
+        assert (await client.put("/api/v1/models/default", json={"model": "nobody"})).status_code == 404

@@ -175,6 +175,14 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultChoice:
+    """What was made the default model, and when."""
+
+    reference: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Training data under a name. `num_broken` of all `num_rows` rows are no examples; `problems` has the first."""
 

@@ -106,6 +106,16 @@ class PreferenceRow(Base):
     created_at: Mapped[float] = mapped_column(Double)
 
 
+class DefaultModelRow(Base):
+    """A choice of the model behind the alias "default"; the newest one holds."""
+
+    __tablename__ = "default_models"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    reference: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float] = mapped_column(Double)
+
+
 class DatasetRow(Base):
     """An uploaded dataset under its name; the file lies under its content's hash. Several names may share a file."""
 

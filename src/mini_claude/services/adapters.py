@@ -30,7 +30,7 @@ from mini_claude.runtime.adapter_requests import (
     VerifyRequest,
 )
 from mini_claude.runtime.short_process import ShortProcessEnded, ShortWork
-from mini_claude.services.catalog import Catalog
+from mini_claude.services.catalog import DEFAULT_ALIAS, Catalog
 from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.identity import Caller
 from mini_claude.services.places import Places
@@ -91,12 +91,21 @@ class AdapterService:
 
         Raises `NotFound`.
         """
-        base, colon, _ = (name or "").partition(":")
+        if name is None or name == DEFAULT_ALIAS:
+            return await self._resolve_default()
+        base, colon, _ = name.partition(":")
         spec = await self._catalog.resolve(base or None)
         if not colon:
             return ServedModel(spec)
-        version = await self.find(name or "")
+        version = await self.find(name)
         return ServedModel(spec, AdapterRef(version.reference, str(self._settings.adapters_dir / version.folder)))
+
+    async def _resolve_default(self) -> ServedModel:
+        """What was chosen; the setting's model where that has been deleted since."""
+        try:
+            return await self.resolve(await self._catalog.default.current())
+        except NotFound:
+            return await self.resolve(self._catalog.default.fallback)
 
     async def find(self, reference: str) -> AdapterVersion:
         """The version that a reference with an adapter names. Raises `NotFound`."""
@@ -109,7 +118,8 @@ class AdapterService:
                 param="model",
             )
         number = int(parts["version"]) if parts["version"] else None
-        return await run_sync(self._repository.find, self._catalog.real_name(base or None), parts["name"], number)
+        model = await self._catalog.real_name(base or None)
+        return await run_sync(self._repository.find, model, parts["name"], number)
 
     async def list(self) -> Sequence[AdapterVersion]:
         """All versions by model, name and version."""

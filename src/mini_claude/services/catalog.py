@@ -8,8 +8,8 @@ from anyio.to_thread import run_sync
 from mini_claude.data.models import ModelRepository
 from mini_claude.errors import Conflict, InvalidRequest, NotFound
 from mini_claude.models.catalog import BUILTIN, valid_model_name
+from mini_claude.services.default_model import DefaultModel
 from mini_claude.types import ModelSpec
-from mini_claude.utils.config import Settings
 
 DEFAULT_ALIAS: Final = "default"
 _BUILTIN: Final = {spec.name: spec for spec in BUILTIN}
@@ -18,17 +18,19 @@ _BUILTIN: Final = {spec.name: spec for spec in BUILTIN}
 class Catalog:
     """Names to model specs."""
 
-    def __init__(self, repository: ModelRepository, settings: Settings) -> None:
+    def __init__(self, repository: ModelRepository, default: DefaultModel) -> None:
         self._repository = repository
-        self._settings = settings
+        self.default = default
 
-    def real_name(self, name: str | None) -> str:
-        """The name behind None and the alias "default"."""
-        return self._settings.default_model if name in (None, DEFAULT_ALIAS) else name
+    async def real_name(self, name: str | None) -> str:
+        """The model's name behind None and the alias "default", which may mean an adapter on it."""
+        if name is not None and name != DEFAULT_ALIAS:
+            return name
+        return (await self.default.current()).partition(":")[0]
 
     async def resolve(self, name: str | None) -> ModelSpec:
         """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
-        wanted = self.real_name(name)
+        wanted = await self.real_name(name)
         spec = _BUILTIN.get(wanted)
         if spec is None and valid_model_name(wanted):
             spec = await run_sync(self._repository.find, wanted)

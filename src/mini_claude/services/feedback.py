@@ -40,6 +40,10 @@ class FeedbackService:
         """All feedback in one of the caller's sessions, by the reply's id. Raises `NotFound`."""
         return await run_sync(self._feedback.of_session, caller.owner, session_id)
 
+    async def sessions(self, caller: Caller) -> Sequence[str]:
+        """Ids of the caller's sessions in which there is any feedback, oldest first."""
+        return await run_sync(self._feedback.sessions, caller.owner)
+
     async def prefer(
         self, caller: Caller, *, messages: Sequence[Message], chosen: Answer, rejected: Answer, blind: bool
     ) -> Preference:

@@ -29,8 +29,8 @@ class Health:
 async def check_health(services: Services) -> Health:
     """Ask each part, for at most five seconds; raises nothing that a part can raise."""
     database = await _database(services)
-    supervisor, state = await _default_model(services)
-    return Health(database, supervisor, services.settings.default_model, state)
+    name, supervisor, state = await _default_model(services)
+    return Health(database, supervisor, name, state)
 
 
 async def _database(services: Services) -> str:
@@ -42,12 +42,15 @@ async def _database(services: Services) -> str:
     return "ok"
 
 
-async def _default_model(services: Services) -> tuple[str, ModelState | None]:
+async def _default_model(services: Services) -> tuple[str, str, ModelState | None]:
+    """Its name, whether the supervisor answers, and its state."""
+    name = services.settings.default_model
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return "ok", (await services.models.get(services.settings.default_model)).state
+            name = await services.models.default_name()
+            return name, "ok", (await services.models.get(name)).state
     except (MiniClaudeError, TimeoutError) as error:
-        return _reason(error), None
+        return name, _reason(error), None
 
 
 def _reason(error: MiniClaudeError | TimeoutError) -> str:

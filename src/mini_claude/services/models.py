@@ -7,6 +7,7 @@ from typing import Any, Final, get_args
 
 from anyio.to_thread import run_sync
 
+from mini_claude.data.records import DefaultChoice
 from mini_claude.errors import InvalidRequest, StorageError
 from mini_claude.models.origin import origin_of
 from mini_claude.runtime.runtime import Runtime
@@ -75,7 +76,21 @@ class ModelService:
 
     async def unload(self, name: str) -> None:
         """End the model's process. Raises `NotFound` when it is not loaded."""
-        await self._runtime.unload(self._catalog.real_name(name))
+        await self._runtime.unload(await self._catalog.real_name(name))
+
+    async def default_name(self) -> str:
+        """What answers where no model is named."""
+        return (await self.serving(None)).name
+
+    async def set_default(self, reference: str) -> str:
+        """Let this model or adapter answer where none is named; its name with its version. Raises `NotFound`."""
+        name = (await self.serving(reference)).name
+        await self._catalog.default.choose(name)
+        return name
+
+    async def default_history(self, limit: int) -> Sequence[DefaultChoice]:
+        """What was made the default, newest first; empty while the setting holds."""
+        return await self._catalog.default.history(limit)
 
     def options(self) -> LoadOptions:
         """How models are loaded unless a load says otherwise."""

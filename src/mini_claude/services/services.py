@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
+from mini_claude.data.default_models import DefaultModelRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.models import ModelRepository
@@ -23,8 +24,10 @@ from mini_claude.services.before_after import BeforeAfterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
 from mini_claude.services.datasets import DatasetService
+from mini_claude.services.default_model import DefaultModel
 from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.feedback import FeedbackService
+from mini_claude.services.feedback_datasets import FeedbackDatasets
 from mini_claude.services.keys import KeyService
 from mini_claude.services.models import ModelService
 from mini_claude.services.session_export import SessionExport
@@ -48,6 +51,7 @@ class Services:
     chat: ChatService
     xray: XrayService
     feedback: FeedbackService
+    feedback_datasets: FeedbackDatasets
     session_export: SessionExport
     before_after: BeforeAfterService
     closing: ExitStack
@@ -70,13 +74,16 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         if database.in_memory:
             opened.enter_context(_only_process(settings))
         await run_sync(database.migrate)
-        catalog = Catalog(ModelRepository(database), settings)
+        catalog = Catalog(
+            ModelRepository(database), DefaultModel(DefaultModelRepository(database), settings.default_model)
+        )
         engine_choice = EngineChoice(runtime, settings)
         adapters = AdapterService(AdapterRepository(database), catalog, engine_choice, settings)
         models = ModelService(runtime, catalog, adapters, settings)
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
+        dataset_service = DatasetService(datasets, models, settings)
         chat = ChatService(runtime, models, SessionRepository(database))
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
@@ -91,6 +98,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             chat=chat,
             xray=XrayService(runtime, models, SessionRepository(database)),
             feedback=feedback,
+            feedback_datasets=FeedbackDatasets(chat, feedback, dataset_service),
             session_export=SessionExport(chat, feedback),
             before_after=BeforeAfterService(training, dataset_service, chat),
             closing=opened.pop_all(),

@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from mini_claude.data.database import Database
+from mini_claude.data.default_models import DefaultModelRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.models.catalog import model_folder
 from mini_claude.services.catalog import Catalog
+from mini_claude.services.default_model import DefaultModel
 from mini_claude.terminal.server import ServerClient
 from mini_claude.types import ModelFamily, ModelSource, ModelSpec
 from mini_claude.utils.config import Settings
@@ -31,7 +33,7 @@ def open_catalog(settings: Settings) -> Iterator[Catalog]:
     database = Database(settings.effective_database_url)
     try:
         database.migrate()
-        yield Catalog(ModelRepository(database), settings)
+        yield Catalog(ModelRepository(database), DefaultModel(DefaultModelRepository(database), settings.default_model))
     finally:
         database.close()
 

@@ -125,6 +125,8 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         chat.router,
         chat_socket.router,
         feedback.router,
+        feedback.preferences_router,
+        feedback.datasets_router,
         adapters.router,  # before the models, of which one could be called "adapters"
         models.router,
         datasets.router,

@@ -57,7 +57,9 @@ async def test_what_cannot_be_asked_or_chosen_is_said_in_words(tab: CompareTab, 
 
 
 async def test_the_better_answer_becomes_a_preference_pair(tab: CompareTab, visit: gr.Request) -> None:
-    *_, last = await ask(tab, visit, blind=True)
+    short = tuple(5 if value == 64 else value for value in SETTINGS)  # an echo that is cut
+    assert short != SETTINGS
+    *_, last = [update async for update in tab._ask(visit, "one two", "", False, *SETTINGS, *short)]
     await tab._choose("b")(visit, last[tab.comparison])
     (kept,) = await tab._services.feedback.preferences(LOCAL, 10)
-    assert (kept.blind, kept.chosen.model, kept.messages[-1].content) == (True, "smollm2-135m", "one two")
+    assert (kept.blind, kept.chosen.model, kept.messages[-1].content) == (False, "smollm2-135m", "one two")

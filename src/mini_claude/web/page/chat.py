@@ -136,7 +136,7 @@ class ChatTab:
     async def _settings_of(self, conversation: Conversation | None) -> Update:
         names = await self.panel.models()
         session = None if conversation is None else conversation.session
-        model = (session.model if session is not None else None) or self._services.settings.default_model
+        model = (session.model if session is not None else None) or await self._services.models.default_name()
         return {
             self.panel.model: gr.Dropdown(names if model in names else [*names, model], value=model),
             self.panel.system: (session.system if session is not None else None) or "",

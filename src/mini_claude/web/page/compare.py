@@ -102,7 +102,7 @@ class CompareTab:
     async def _names(self, request: gr.Request, *chosen: str | None) -> list[gr.Dropdown]:
         visitor(request)
         names = [info.name for info in await self._services.models.list()]
-        default = self._services.settings.default_model
+        default = await self._services.models.default_name()
         return [gr.Dropdown(names, value=name if name in names else default) for name in chosen]
 
     @stream

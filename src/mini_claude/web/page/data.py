@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from mini_claude.data.records import Dataset
 from mini_claude.errors import InvalidRequest, NotFound
 from mini_claude.services.datasets import default_name
+from mini_claude.services.feedback_datasets import FeedbackSource
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.training.arguments import TrainingArguments
@@ -64,7 +65,7 @@ class DataTab:
 
     def start(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         """The dataset from before, and what was added elsewhere meanwhile."""
-        self.here.render()
+        self.here.render()  # type: ignore[no-untyped-call]
         page.load(self._models, None, self.model, **_QUIET)
         page.load(self._refresh, self.here, self._all, **_QUIET)
         tabs.select(self._opened, self.here, self._all, **_QUIET)
@@ -143,7 +144,7 @@ class DataTab:
 
     async def _models(self) -> gr.Dropdown:
         names = [info.name for info in await self._services.models.list() if ":" not in info.name]
-        return gr.Dropdown(names, value=self._services.settings.default_model)
+        return gr.Dropdown(names, value=await self._services.models.default_name())
 
     # --- events ---
 
@@ -194,9 +195,9 @@ class DataTab:
         return report_html(await self._services.datasets.preview(visitor(request), dataset_of(here), model, wanted))
 
     @event
-    async def _make(self, request: gr.Request, source: str, name: str) -> Update:
+    async def _make(self, request: gr.Request, source: FeedbackSource, name: str) -> Update:
         caller = visitor(request)
-        await self._services.feedback.dataset(caller, name, source=source)
+        await self._services.feedback_datasets.make(caller, name, source)
         return {**await self._look(caller, name), self.report: ""}
 
 

@@ -6,6 +6,7 @@ from mini_claude.services.services import Services
 from mini_claude.web.page.chat import ChatTab
 from mini_claude.web.page.compare import CompareTab
 from mini_claude.web.page.data import DataTab
+from mini_claude.web.page.default_panel import DefaultPanel
 from mini_claude.web.page.models import ModelsTab
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
@@ -28,8 +29,9 @@ def build_page(services: Services) -> gr.Blocks:
                 data = DataTab(services)
             with gr.Tab("Train", id="train"):
                 train = TrainTab(services)
-            with gr.Tab("Models", id="models"):
+            with gr.Tab("Models", id="models") as models_tab:
                 models = ModelsTab(services)
+                DefaultPanel(services, models_tab)
             with gr.Tab("X-ray", id="xray") as xray:
                 XrayTab(services, chat.here, xray)
             with gr.Tab("System", id="system"):

@@ -116,7 +116,7 @@ class ModelsTab:
     async def _names(self, request: gr.Request) -> gr.Dropdown:
         visitor(request)
         names = await self.models.names()
-        default = self._services.settings.default_model
+        default = await self._services.models.default_name()
         return gr.Dropdown(names, value=default if default in names else None)
 
     @event

@@ -54,7 +54,7 @@ class TrainTab:
 
         "Train on this" in `data` leads here.
         """
-        self.here.render()
+        self.here.render()  # type: ignore[no-untyped-call]
         look = [self.form.dataset, self.form.model, self.here, self.seen]
         page.load(self._restore, look, self._all, **_QUIET)
         tabs.select(self._opened, look, self._all, **_QUIET)
@@ -188,7 +188,7 @@ class TrainTab:
     async def _serve(self, request: gr.Request, here: Here) -> None:
         caller = visitor(request)
         reference = _result(await self._services.training.get(caller, _job(here)))
-        await self._services.models.set_default(caller, reference)
+        await self._services.models.set_default(reference)
         gr.Info(f"From now on {reference} answers where no other model is chosen.")
 
 

@@ -119,7 +119,7 @@ class TrainingForm:
     async def choices(self, datasets: Sequence[Dataset], chosen: str | None, model: str | None) -> Update:
         """What can be chosen now; `chosen` is the dataset, and `model` None the default one."""
         names = [dataset.name for dataset in datasets]
-        model = model or self._services.settings.default_model
+        model = model or (await self._services.models.resolve(None)).name
         models = [info.name for info in await self._services.models.list() if ":" not in info.name]
         dataset = next((each for each in datasets if each.name == chosen), None)
         return {

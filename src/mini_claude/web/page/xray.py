@@ -93,7 +93,7 @@ class XrayTab:
             ]
         models = [info.name for info in await self._services.models.list()]
         last = choices[-1][1] if choices else None
-        return gr.Dropdown(choices, value=last), gr.Dropdown(models, value=self._services.settings.default_model)
+        return gr.Dropdown(choices, value=last), gr.Dropdown(models, value=await self._services.models.default_name())
 
     @event
     async def _ask(self, request: gr.Request, question: str, model: str | None, *settings: Any) -> Update:

@@ -4,7 +4,9 @@ from fastapi import APIRouter, Depends
 
 from mini_claude.types import ModelInfo
 from mini_claude.web.deps import ServicesDep, caller_of
-from mini_claude.web.schemas.models import ModelList, ModelLoad, ModelUnload
+from mini_claude.web.schemas.models import DefaultModelChange, DefaultModelPublic, ModelList, ModelLoad, ModelUnload
+
+MAX_HISTORY = 20
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"], dependencies=[Depends(caller_of)])
 
@@ -12,7 +14,7 @@ router = APIRouter(prefix="/api/v1/models", tags=["models"], dependencies=[Depen
 @router.get("")
 async def list_models(services: ServicesDep) -> ModelList:
     """Every model with its state and, when loaded, its memory."""
-    return ModelList(default=services.settings.default_model, models=list(await services.models.list()))
+    return ModelList(default=await services.models.default_name(), models=list(await services.models.list()))
 
 
 @router.post("/load")
@@ -26,6 +28,21 @@ async def unload_model(body: ModelUnload, services: ServicesDep) -> ModelInfo:
     """End a model's process after its running replies; its memory is free when this returns."""
     await services.models.unload(body.model)
     return await services.models.get(body.model)
+
+
+@router.get("/default")
+async def get_default(services: ServicesDep) -> DefaultModelPublic:
+    """What answers where no model is named, and what was chosen before."""
+    return DefaultModelPublic(
+        model=await services.models.default_name(), history=list(await services.models.default_history(MAX_HISTORY))
+    )
+
+
+@router.put("/default")
+async def set_default(body: DefaultModelChange, services: ServicesDep) -> DefaultModelPublic:
+    """Let another model, or an adapter's version, answer where none is named. To roll back, name the one before."""
+    await services.models.set_default(body.model)
+    return await get_default(services)
 
 
 @router.get("/{name}")

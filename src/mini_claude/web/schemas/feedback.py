@@ -1,12 +1,15 @@
 """Feedback on replies as the native API takes and shows it."""
 
-from typing import Self
+from dataclasses import asdict
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mini_claude.data.records import Feedback, Rating
+from mini_claude.data.records import Feedback, Preference, Rating
+from mini_claude.services.feedback_datasets import FeedbackSource
 from mini_claude.services.preference_rules import MAX_TEXT
-from mini_claude.web.schemas.sampling import WireModel
+from mini_claude.web.schemas.chat import ChatMessage
+from mini_claude.web.schemas.sampling import ModelName, WireModel
 
 
 class FeedbackChange(WireModel):
@@ -45,3 +48,61 @@ class FeedbackList(BaseModel):
     """All feedback in a session."""
 
     feedback: list[FeedbackPublic]
+
+
+class FeedbackDataset(WireModel):
+    """Body of POST /api/v1/datasets/from-feedback.
+
+    rated: replies with a thumb up, and corrections. preferences: pairs for DPO, of comparisons and corrections.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "my-chats", "source": "rated"}]})
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    source: FeedbackSource
+
+
+class AnswerPublic(WireModel):
+    """One of the two answers; `model` with its version, `cut` where it ended before its end."""
+
+    model: ModelName
+    text: str
+    cut: bool = False
+
+
+class PreferenceCreate(WireModel):
+    """Body of POST /api/v1/preferences."""
+
+    messages: list[ChatMessage]
+    chosen: AnswerPublic
+    rejected: AnswerPublic
+    blind: bool = False
+
+
+class PreferencePublic(BaseModel):
+    """Two answers to the same messages, of which one is the better."""
+
+    id: str
+    messages: list[ChatMessage]
+    chosen: AnswerPublic
+    rejected: AnswerPublic
+    blind: bool
+    created_at: float
+
+    @classmethod
+    def of(cls, preference: Preference) -> Self:
+        """From the record."""
+        return cls(
+            id=preference.id,
+            messages=[ChatMessage(role=each.role, content=each.content) for each in preference.messages],
+            chosen=AnswerPublic(**asdict(preference.chosen)),
+            rejected=AnswerPublic(**asdict(preference.rejected)),
+            blind=preference.blind,
+            created_at=preference.created_at,
+        )
+
+
+class PreferenceList(BaseModel):
+    """Newest first."""
+
+    preferences: list[PreferencePublic]

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
+from mini_claude.data.records import DefaultChoice
 from mini_claude.types import DTypeName, ModelInfo, Quantization
 from mini_claude.web.schemas.sampling import ModelName, WireModel
 
@@ -33,3 +34,18 @@ class ModelUnload(WireModel):
     """Body of POST /api/v1/models/unload."""
 
     model: ModelName
+
+
+class DefaultModelChange(WireModel):
+    """Body of PUT /api/v1/models/default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m:support-bot@2"}]})
+
+    model: ModelName
+
+
+class DefaultModelPublic(BaseModel):
+    """What answers where no model is named; `history` newest first, empty while the setting default_model holds."""
+
+    model: str
+    history: list[DefaultChoice]
