@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -237,11 +238,11 @@ def test_with_a_key_the_page_asks_for_it_and_every_event_respects_its_end(
 
 
 def make_key(data_dir: Path) -> tuple[str, str]:
-    with open_keys(Settings(data_dir=data_dir)) as service:
-        record, key = asyncio.run(service.create("test"))
+    with open_keys(Settings(data_dir=data_dir)) as service, ThreadPoolExecutor() as thread:
+        record, key = thread.submit(lambda: asyncio.run(service.create("test"))).result()  # a loop runs in this one
     return record.id, key
 
 
 def revoke_key(data_dir: Path, key_id: str) -> None:
-    with open_keys(Settings(data_dir=data_dir)) as service:
-        asyncio.run(service.revoke(key_id))
+    with open_keys(Settings(data_dir=data_dir)) as service, ThreadPoolExecutor() as thread:
+        thread.submit(lambda: asyncio.run(service.revoke(key_id))).result()

@@ -11,7 +11,7 @@ from typing import Any, Final
 import gradio as gr
 
 from mini_claude.data.records import Conversation, Rating, Turn
-from mini_claude.errors import InvalidRequest
+from mini_claude.errors import InvalidRequest, NotFound
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.services.session_export import ExportKind
@@ -80,7 +80,8 @@ class ChatTab:
 
     def start(self, page: gr.Blocks) -> None:
         """What happens when the page opens: the conversation from before, with a reply that still runs."""
-        page.load(self._restore, [self.here, self.sessions.query], self._all, **_QUIET)
+        look = [self.here, self.sessions.query]
+        page.load(self._restore, look, self._all, **_QUIET).then(self._watch, look, self._all, **_QUIET)
         page.load(None, None, None, js=_CLOSE_SIDEBAR)
 
     def _wire(self) -> None:
@@ -94,7 +95,8 @@ class ChatTab:
         self.chatbot.like(self._like, self.here, None, **_QUIET)
         self.branches.input(self._select_branch, [self.branches, *look], self._all, **_QUIET)
         sessions.new.click(self._new, sessions.query, self._all, **_QUIET)
-        sessions.list.select(self._open, sessions.query, self._all, **_QUIET)
+        opened = sessions.list.select(self._open, sessions.query, self._all, **_QUIET)
+        opened.success(self._watch, look, self._all, **_QUIET)
         sessions.query.change(self._search, look, sessions.list, trigger_mode="always_last", **_QUIET)
         sessions.rename.click(self._rename, [sessions.title, *look], self._all, **_QUIET)
         sessions.title.submit(self._rename, [sessions.title, *look], self._all, **_QUIET)
@@ -152,7 +154,8 @@ class ChatTab:
         update, path = await self._look(caller, reply.session_id, query)
         before = messages_of(path[:-1], await self._corrections(caller, reply.session_id))
         yield {**update, self.say: gr.Textbox("", submit_btn=False, stop_btn=True)}
-        text, num_tokens, started, shown_at = "", 0, time.perf_counter(), 0.0
+        text, num_tokens, started = "", 0, time.perf_counter()
+        shown_at = started  # the first frame comes later too: Gradio's page loses what comes at once
         first_at: float | None = None
         async for piece in reply:
             now = time.perf_counter()
@@ -175,16 +178,25 @@ class ChatTab:
 
     # --- events: talking ---
 
-    @stream
-    async def _restore(self, request: gr.Request, here: Here, query: str) -> AsyncIterator[Update]:
+    @event
+    async def _restore(self, request: gr.Request, here: Here, query: str) -> Update:
         caller = visitor(request)
         session_id = here.get("session")
-        known = {session.id for session in await self._services.chat.list(caller, 1000)} if session_id else set()
-        update, path = await self._look(caller, session_id if session_id in known else None, query)
-        yield update
-        if path and path[-1].status == "running":
-            async for update in self._follow(caller, await self._services.chat.resume(caller, path[-1].id, 0), query):
-                yield update
+        try:
+            return (await self._look(caller, session_id, query))[0]
+        except NotFound:  # it was deleted, or is another visitor's
+            return (await self._look(caller, None, query))[0]
+
+    @stream
+    async def _watch(self, request: gr.Request, here: Here, query: str) -> AsyncIterator[Update]:
+        """Go on showing a reply that is still being written."""
+        caller = visitor(request)
+        _, path = await self._look(caller, here["session"], query)
+        if not path or path[-1].status != "running":
+            yield {self.facts: gr.skip()}
+            return
+        async for update in self._follow(caller, await self._services.chat.resume(caller, path[-1].id, 0), query):
+            yield update
 
     @stream
     async def _say(
@@ -275,14 +287,9 @@ class ChatTab:
     async def _new(self, request: gr.Request, query: str) -> Update:
         return {**(await self._look(visitor(request), None, query))[0], self.say: gr.Textbox("", submit_btn=True)}
 
-    @stream
-    async def _open(self, request: gr.Request, chosen: gr.SelectData, query: str) -> AsyncIterator[Update]:
-        caller = visitor(request)
-        update, path = await self._look(caller, str(chosen.value), query)
-        yield update
-        if path and path[-1].status == "running":
-            async for update in self._follow(caller, await self._services.chat.resume(caller, path[-1].id, 0), query):
-                yield update
+    @event
+    async def _open(self, request: gr.Request, chosen: gr.SelectData, query: str) -> Update:
+        return (await self._look(visitor(request), str(chosen.value), query))[0]
 
     @event
     async def _search(self, request: gr.Request, here: Here, query: str) -> list[dict[str, Any]]:
