@@ -76,6 +76,15 @@ def test_each_library_stays_in_its_layer() -> None:
     assert wrong == []
 
 
+def test_only_the_page_knows_gradio() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path, _ in files()
+        if "gradio" in {name.partition(".")[0] for name in imports(path)} and "page" not in path.relative_to(ROOT).parts
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("name", TORCH_FREE)
 def test_scheduling_and_accounting_know_no_torch(name: str) -> None:
     assert not {imported.partition(".")[0] for imported in imports(ROOT / name)} & HEAVY
