@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from mini_claude.data.records import Feedback, Rating
-from mini_claude.services.feedback import MAX_CORRECTION
+from mini_claude.services.preference_rules import MAX_TEXT
 from mini_claude.web.schemas.sampling import WireModel
 
 
@@ -18,7 +18,7 @@ class FeedbackChange(WireModel):
 
     rating: Rating | None = Field(None, description="A thumb.")
     correction: str | None = Field(
-        None, max_length=MAX_CORRECTION, description="The text that the assistant should have given."
+        None, max_length=MAX_TEXT, description="The text that the assistant should have given."
     )
 
 
