@@ -60,7 +60,7 @@ def _axes(highest: float, num_steps: int, width: float, height: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits that matter."""
+    """A few digits that matter, short enough for the room beside the axis."""
     if value == 0:
         return "0"
-    return f"{value:.1e}" if abs(value) < 1e-3 else f"{value:,.3g}"
+    return f"{value:.1e}" if abs(value) < 1e-2 else f"{value:,.3g}"

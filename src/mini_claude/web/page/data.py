@@ -42,17 +42,14 @@ Update = dict[gr.blocks.Block, Any]
 
 
 class DataTab:
-    """Built inside of a tab; `start` afterwards wires what happens when the page opens."""
+    """Built inside of a tab; `start` afterwards wires what happens when the page opens.
 
-    def __init__(self, services: Services) -> None:
+    `here` keeps in the browser which dataset is shown.
+    """
+
+    def __init__(self, services: Services, here: gr.BrowserState) -> None:
         self._services = services
-        # Rendered by `start`, outside of the tab: what is in a tab that was never open is not read back.
-        self.here = gr.BrowserState(
-            {"dataset": None},
-            storage_key="mini-claude-data",
-            secret="not-a-secret",  # noqa: S106
-            render=False,
-        )
+        self.here = here
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 self._build_adding()
@@ -65,7 +62,6 @@ class DataTab:
 
     def start(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         """The dataset from before, and what was added elsewhere meanwhile."""
-        self.here.render()  # type: ignore[no-untyped-call]
         page.load(self._models, None, self.model, **_QUIET)
         page.load(self._refresh, self.here, self._all, **_QUIET)
         tabs.select(self._opened, self.here, self._all, **_QUIET)
@@ -154,9 +150,11 @@ class DataTab:
 
     @event
     async def _opened(self, request: gr.Request, tab: gr.SelectData, here: Here) -> Update:
+        """The list may have grown elsewhere; `here` is not written, since the browser may not have been asked yet."""
         if tab.value != LABEL:
             return {self.confirm: gr.skip()}
-        return await self._look(visitor(request), here.get("dataset"))
+        datasets = await self._services.datasets.list(visitor(request))
+        return {self.list: items_of(datasets, here.get("dataset"))}
 
     @event
     async def _suggest(self, path: str | None) -> str:

@@ -80,12 +80,8 @@ class JobPanel:
         if history is not None:  # what came to an end since the list was read
             job = await self._services.training.get(caller, history.job_id)
         values = _values(jobs, job, history)
-        before = {} if seen is None else seen.values
-        update = {
-            self._places[name]: _shown(name, value)
-            for name, value in values.items()
-            if name not in before or before[name] != value
-        }
+        before = _values((), None, None) if seen is None else seen.values
+        update = {self._places[name]: _shown(name, value) for name, value in values.items() if before[name] != value}
         if (known and known.job_id) != (history and history.job_id):
             update[self.answers] = ""
         return Seen(history, values), update

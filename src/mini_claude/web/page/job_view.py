@@ -73,7 +73,8 @@ def _progress(job: Job) -> str:
     if job.started_at is not None:
         facts.append(f"took {duration(job.ended_at - job.started_at)}" if job.ended_at else "")
     return (
-        f'<progress value="{step}" max="{num_steps}" aria-label="Progress"></progress>'
+        f'<div class="progress" role="progressbar" aria-label="Progress" aria-valuemax="{num_steps}" '
+        f'aria-valuenow="{step}"><span style="width:{100 * step / num_steps:.1f}%"></span></div>'
         f"<p class='facts'>{' · '.join(fact for fact in facts if fact)}</p>"
     )
 

@@ -1,5 +1,7 @@
 """The page as a whole: its tabs in their order."""
 
+from typing import Any
+
 import gradio as gr
 
 from mini_claude.services.services import Services
@@ -20,15 +22,17 @@ def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
     page = gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
     with page:
+        dataset_here = _kept("mini-claude-data", {"dataset": None})
+        job_here = _kept("mini-claude-train", {"job": None})
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Chat", id="chat"):
                 chat = ChatTab(services)
             with gr.Tab("Compare", id="compare"):
                 compare = CompareTab(services)
             with gr.Tab("Data", id="data"):
-                data = DataTab(services)
+                data = DataTab(services, dataset_here)
             with gr.Tab("Train", id="train"):
-                train = TrainTab(services)
+                train = TrainTab(services, job_here)
             with gr.Tab("Models", id="models") as models_tab:
                 models = ModelsTab(services)
                 DefaultPanel(services, models_tab)
@@ -44,3 +48,8 @@ def build_page(services: Services) -> gr.Blocks:
         system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)
     return page
+
+
+def _kept(key: str, default: dict[str, Any]) -> gr.BrowserState:
+    """What a browser remembers; not in a tab, since what is in one that was never open is not read back."""
+    return gr.BrowserState(default, storage_key=key, secret="not-a-secret")  # noqa: S106

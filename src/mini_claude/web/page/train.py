@@ -28,17 +28,14 @@ Update = dict[gr.blocks.Block, Any]
 
 
 class TrainTab:
-    """Built inside of a tab; `start` afterwards wires what happens when the page opens."""
+    """Built inside of a tab; `start` afterwards wires what happens when the page opens.
 
-    def __init__(self, services: Services) -> None:
+    `here` keeps in the browser which job is shown.
+    """
+
+    def __init__(self, services: Services, here: gr.BrowserState) -> None:
         self._services = services
-        # Rendered by `start`, outside of the tab: what is in a tab that was never open is not read back.
-        self.here = gr.BrowserState(
-            {"job": None},
-            storage_key="mini-claude-train",
-            secret="not-a-secret",  # noqa: S106
-            render=False,
-        )
+        self.here = here
         self.seen = gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
@@ -54,7 +51,6 @@ class TrainTab:
 
         "Train on this" in `data` leads here.
         """
-        self.here.render()  # type: ignore[no-untyped-call]
         look = [self.form.dataset, self.form.model, self.here, self.seen]
         page.load(self._restore, look, self._all, **_QUIET)
         tabs.select(self._opened, look, self._all, **_QUIET)
@@ -69,8 +65,8 @@ class TrainTab:
         form.dataset.input(self._choose_dataset, form.dataset, form.fitted, **_QUIET)
         form.estimate.click(self._estimate, form.inputs, form.estimated, **_BUSY)
         for shown in (
-            form.start.click(self._start, form.inputs, self._jobs, **_QUIET),
-            form.demo.click(self._demo, form.model, self._all, **_QUIET),
+            form.start.click(self._start, [self.seen, *form.inputs], self._jobs, **_QUIET),
+            form.demo.click(self._demo, [self.seen, form.model], self._all, **_QUIET),
             panel.list.select(self._open, self.seen, self._jobs, **_QUIET),
         ):
             shown.success(None, None, None, js=_TO_JOB)
@@ -81,9 +77,13 @@ class TrainTab:
 
     # --- showing ---
 
-    async def _look(self, caller: Caller, job_id: str | None, seen: Seen | None) -> Update:
+    async def _show(self, caller: Caller, job_id: str | None, seen: Seen | None) -> Update:
         seen, update = await self.panel.look(caller, job_id, seen)
-        return {self.here: {"job": job_id}, self.seen: seen, **update}
+        return {self.seen: seen, **update}
+
+    async def _look(self, caller: Caller, job_id: str, seen: Seen | None) -> Update:
+        """The same, and from now on this job is the one that is shown."""
+        return {self.here: {"job": job_id}, **await self._show(caller, job_id, seen)}
 
     async def _choose(self, caller: Caller, dataset: str | None, model: str | None) -> Update:
         """The form with this dataset and model."""
@@ -94,7 +94,8 @@ class TrainTab:
         self, request: gr.Request, dataset: str | None, model: str | None, here: Here, seen: Seen | None
     ) -> Update:
         caller = visitor(request)
-        return {**await self._look(caller, here.get("job"), seen), **await self._choose(caller, dataset, model)}
+        # `here` is not written: a tab that is opened before the browser was asked must not make it forget.
+        return {**await self._show(caller, here.get("job"), seen), **await self._choose(caller, dataset, model)}
 
     @event
     async def _opened(
@@ -110,8 +111,7 @@ class TrainTab:
 
     @event
     async def _tick(self, request: gr.Request, here: Here, seen: Seen | None) -> Update:
-        seen, update = await self.panel.look(visitor(request), here.get("job"), seen)
-        return {self.seen: seen, **update}
+        return await self._show(visitor(request), here.get("job"), seen)
 
     # --- events: the form ---
 
@@ -136,7 +136,13 @@ class TrainTab:
 
     @event
     async def _start(
-        self, request: gr.Request, dataset: str | None, model: str | None, adapter: str, *settings: Any
+        self,
+        request: gr.Request,
+        seen: Seen | None,
+        dataset: str | None,
+        model: str | None,
+        adapter: str,
+        *settings: Any,
     ) -> Update:
         caller = visitor(request)
         lora, arguments = self.form.settings(settings)
@@ -148,13 +154,13 @@ class TrainTab:
             lora=lora,
             arguments=arguments,
         )
-        return await self._look(caller, job.id, None)
+        return await self._look(caller, job.id, seen)
 
     @event
-    async def _demo(self, request: gr.Request, model: str | None) -> Update:
+    async def _demo(self, request: gr.Request, seen: Seen | None, model: str | None) -> Update:
         caller = visitor(request)
         job = await submit_demo(caller, self._services.datasets, self._services.training, model)
-        return {**await self._look(caller, job.id, None), **await self._choose(caller, job.spec.dataset_name, model)}
+        return {**await self._look(caller, job.id, seen), **await self._choose(caller, job.spec.dataset_name, model)}
 
     # --- events: a job ---
 
