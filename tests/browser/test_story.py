@@ -1,4 +1,4 @@
-"""The whole way in one browser: data, preview, training, comparison, serving, chat, and back. And twenty pages at once."""
+"""The whole way in one browser: data, preview, training, comparison, serving, chat, and back. And twenty pages."""
 
 import re
 import time
