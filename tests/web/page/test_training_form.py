@@ -83,8 +83,8 @@ async def test_preferences_are_learned_by_dpo_and_broken_rows_ask_for_a_decision
     objective, drop = form.fitted[-2:]
     fit = form.fit(dataset("preference", num_broken=2))
     assert fit[objective] == "dpo"
-    assert fit[drop]["visible"] is True
-    assert form.fit(dataset())[drop]["visible"] is False
+    assert fit[drop].visible is True
+    assert form.fit(dataset())[drop].visible is False
     assert "2 of them cannot be used" in note_html(dataset("preference", num_broken=2))
     assert form.fit(dataset())[objective] == "sft"
     assert note_html(None) == ""
