@@ -96,19 +96,19 @@ class DataTab:
                 self.model = gr.Dropdown(
                     [],
                     label="Model",
-                    min_width=160,
+                    min_width=200,
                     elem_id="preview-model",
                     info="Each cuts text into its own tokens.",
                 )
                 self.num_rows = gr.Slider(
-                    *(1, MAX_ROWS_SHOWN, 3), step=1, label="Rows to show", min_width=160, elem_id="preview-rows"
+                    *(1, MAX_ROWS_SHOWN, 3), step=1, label="Rows to show", min_width=200, elem_id="preview-rows"
                 )
                 self.max_length = gr.Number(
                     TrainingArguments().max_length,
                     precision=0,
                     label="Longest example",
                     info="In tokens; the rest is cut.",
-                    min_width=160,
+                    min_width=200,
                     elem_id="preview-length",
                 )
             self.preview = gr.Button("Show what is learned", elem_id="dataset-preview")

@@ -81,11 +81,11 @@ class TrainingForm:
         )
         self.preset = gr.Radio(list(PRESETS), value=DEFAULT, label="How", elem_id="train-preset", info=_preset_info())
         with gr.Row():
-            self.model = gr.Dropdown([], label="Model", min_width=160, elem_id="train-model", info="It stays as it is.")
+            self.model = gr.Dropdown([], label="Model", min_width=200, elem_id="train-model", info="It stays as it is.")
             self.adapter = gr.Textbox(
                 label="Name of the result",
                 max_length=64,
-                min_width=160,
+                min_width=200,
                 elem_id="train-name",
                 info="Left empty: like the dataset.",
             )
