@@ -83,7 +83,6 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
-        dataset_service = DatasetService(datasets, models, settings)
         chat = ChatService(runtime, models, SessionRepository(database))
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(

@@ -73,6 +73,12 @@ async def test_a_deleted_dataset_is_gone(tab: DataTab, path: str, visit: gr.Requ
     assert await site.services.datasets.list(LOCAL) == ()
 
 
+async def test_without_feedback_one_is_told_how_to_give_some(tab: DataTab, visit: gr.Request) -> None:
+    for source in ("rated", "preferences"):
+        with pytest.raises(gr.Error, match="yet"):
+            await tab._make(visit, source, "mine")
+
+
 async def test_opening_the_tab_looks_for_what_was_added_elsewhere(tab: DataTab, path: str, visit: gr.Request) -> None:
     await tab._add(visit, path, "rows")
     update: dict[Any, Any] = await tab._opened(visit, click("Data"), {"dataset": None})

@@ -60,6 +60,15 @@ def run_job(site: Site, job_id: str) -> str:
     return job.token
 
 
+def finish(site: Site, job_id: str) -> None:
+    """Let a trainer come to a result."""
+    token = run_job(site, job_id)
+    version = AdapterRepository(site.services.database).add(
+        LOCAL.owner, "smollm2-135m", "mini-claude", job_id, {}, job_id
+    )
+    JobRepository(site.services.database).finish(job_id, token, "completed", adapter=version.reference)
+
+
 async def test_one_click_trains_the_demo(tab: TrainTab, visit: gr.Request, file_site: Site) -> None:
     update = await tab._demo(visit, None, None)
     (job,) = await file_site.services.training.list(LOCAL, 10)
@@ -116,18 +125,25 @@ async def test_a_waiting_job_is_cancelled_and_goes_on(tab: TrainTab, visit: gr.R
 
 async def test_a_result_is_compared_with_its_base(tab: TrainTab, visit: gr.Request, file_site: Site) -> None:
     here = (await tab._demo(visit, None, None))[tab.here]
-    token = run_job(file_site, here["job"])
     with pytest.raises(gr.Error, match="no result yet"):
         [html async for html in tab._compare(visit, here)]
-    database = file_site.services.database
-    version = AdapterRepository(database).add(LOCAL.owner, "smollm2-135m", "mini-claude", here["job"], {}, here["job"])
-    JobRepository(database).finish(here["job"], token, "completed", adapter=version.reference)
+    finish(file_site, here["job"])
     assert (await tab._tick(visit, here, None))[tab.panel.result].visible is True
     pages = [html async for html in tab._compare(visit, here)]
     assert pages[-1].count("<article") == 4
     assert "Who are you?" in pages[-1]
     assert "<dd>…</dd>" in pages[1]
     assert "<dd>…</dd>" not in pages[-1]
+
+
+async def test_serve_this_makes_the_result_the_default(tab: TrainTab, visit: gr.Request, file_site: Site) -> None:
+    here = (await tab._demo(visit, None, None))[tab.here]
+    with pytest.raises(gr.Error, match="no result yet"):
+        await tab._serve(visit, here)
+    finish(file_site, here["job"])
+    await tab._serve(visit, here)
+    assert await file_site.services.models.default_name() == "smollm2-135m:mini-claude@1"
+    assert (await tab._take(visit, {"dataset": demo.DATASET}, None))[tab.form.model].value == "smollm2-135m"
 
 
 async def test_what_is_missing_is_told(tab: TrainTab, visit: gr.Request) -> None:

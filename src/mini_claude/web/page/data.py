@@ -140,7 +140,7 @@ class DataTab:
 
     async def _models(self) -> gr.Dropdown:
         names = [info.name for info in await self._services.models.list() if ":" not in info.name]
-        return gr.Dropdown(names, value=await self._services.models.default_name())
+        return gr.Dropdown(names, value=(await self._services.models.resolve(None)).name)
 
     # --- events ---
 

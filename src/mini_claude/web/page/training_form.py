@@ -117,7 +117,7 @@ class TrainingForm:
         return [gr.skip() if name in OF_THE_DATA else values[name] for name in self._by_name]
 
     async def choices(self, datasets: Sequence[Dataset], chosen: str | None, model: str | None) -> Update:
-        """What can be chosen now; `chosen` is the dataset, and `model` None the default one."""
+        """What can be chosen now; `chosen` is the dataset, and `model` None the default one's base."""
         names = [dataset.name for dataset in datasets]
         model = model or (await self._services.models.resolve(None)).name
         models = [info.name for info in await self._services.models.list() if ":" not in info.name]
