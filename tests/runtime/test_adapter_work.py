@@ -1,6 +1,4 @@
-"""What a full disk does to an export, an import and a verification: it is said, nothing is left, and it works later.
-
-It is full for new folders, flushes and renames, by which a result becomes whole."""
+"""What a full disk does to an export, an import and a verification: it is said, nothing is left, and it works later."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ from mini_claude.types import ModelSource, ModelSpec
 
 from ..training.faulty_disk import FaultyDisk
 from ..training.tiny_adapters import save_adapter, save_base
+from ..training.tiny_gguf import save_gguf
 
 
 class Work:
@@ -23,6 +22,7 @@ class Work:
 
     def __init__(self, folder: Path) -> None:
         base = save_base(folder / "tiny")
+        save_gguf(base, folder / "tiny.gguf")
         spec = ModelSpec("tiny", "causal_lm", (ModelSource("folder", str(base)),))
         self.base = Base(spec, str(folder / "models"))
         self.adapter = save_adapter(base, folder / "adapter")
@@ -61,7 +61,7 @@ def work(tmp_path: Path) -> Work:
     return Work(tmp_path)
 
 
-@pytest.mark.parametrize("wanted", ["peft", "merged", "gguf"])
+@pytest.mark.parametrize("wanted", ["peft", "merged", "gguf", "gguf-merged"])
 def test_an_export_finds_no_room_at_any_step(work: Work, wanted: ExportFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     target = work.out / f"export{SUFFIXES[wanted]}"
     request = ExportRequest(work.base, str(work.adapter), str(target), wanted, "f16", "tiny-bot-1")

@@ -34,6 +34,7 @@ from mini_claude.engine.llama_cpp_library import (
 from mini_claude.engine.scheduler import ScheduledChunk
 from mini_claude.engine.sequence import SampledToken
 from mini_claude.errors import InternalError, ModelLoadError, UnsupportedExport
+from mini_claude.models.gguf_array import GGUFArray
 from mini_claude.models.weight_files import read_gguf_header
 from mini_claude.types import AdapterRef, LoadOptions
 from mini_claude.utils.files import storage_errors
@@ -256,8 +257,8 @@ def _add_largest_adapter(library: LlamaCppLibrary, model: int, gguf_file: Path) 
         for name, tensor in read_gguf_header(gguf_file).items():
             if name.startswith("blk.") and len(tensor.shape) == 2:
                 num_in, num_out = tensor.shape
-                writer.add_tensor(f"{name}.lora_a", np.zeros((1, num_in), np.float32))
-                writer.add_tensor(f"{name}.lora_b", np.zeros((num_out, 1), np.float32))
+                writer.add_tensor(f"{name}.lora_a", GGUFArray.of(np.zeros((1, num_in), np.float32)))
+                writer.add_tensor(f"{name}.lora_b", GGUFArray.of(np.zeros((num_out, 1), np.float32)))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -9,6 +9,7 @@ import numpy as np
 from mini_claude.errors import UnsupportedExport
 from mini_claude.models.adapter_files import tensor_name
 from mini_claude.models.adapter_tensors import read_adapter_tensors
+from mini_claude.models.gguf_array import GGUFArray
 from mini_claude.training.adapter_folder import check_adapter
 from mini_claude.training.complete_folder import complete_file
 from mini_claude.training.gguf_layout import GGUFLayout
@@ -42,8 +43,8 @@ def write_adapter_gguf(base_folder: Path, adapter_folder: Path, target: Path) ->
             a = tensors[tensor_name(layer, "lora_A")]
             b = layout.rows(layer, tensors[tensor_name(layer, "lora_B")])
             rest = np.float32(files.config.scale(layer) / (alpha / files.config.rank(layer)))
-            writer.add_tensor(f"{name}.lora_a", a)
-            writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b * rest))
+            writer.add_tensor(f"{name}.lora_a", GGUFArray.of(a))
+            writer.add_tensor(f"{name}.lora_b", GGUFArray.of(b * rest))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mini_claude.errors import ModelLoadError, UnsupportedExport
+from mini_claude.models.gguf_array import GGUFArray
 from mini_claude.training.complete_folder import complete_file
 from mini_claude.training.gguf_layout import GGUFLayout
 from mini_claude.training.merged_weights import MergedWeights
@@ -61,7 +62,7 @@ class GGUFTemplate:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for data in tensors.data():
-                writer.write_tensor_data(data)
+                writer.write_tensor_data(GGUFArray.of(data))
             writer.flush()
 
 
