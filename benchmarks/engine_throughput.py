@@ -10,15 +10,13 @@ batching at 16. Each process warms up once and is measured once; medians over th
 import argparse
 import asyncio
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from mini_claude.runtime.engine_process import ENGINE_ENVIRONMENT
+from own_process import in_own_process
 from torch_engine_setup import embedded_model
 
 NUM_TOKENS = 100
@@ -114,16 +112,6 @@ def measure(contestant: str, folder: Path) -> dict[str, float]:
     return {"tokens_per_second": int(concurrency) * NUM_TOKENS / seconds, "peak_mb": peak * 1.024}
 
 
-def measure_apart(contestant: str, folder: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, str(folder), "--contestant", contestant]
-    environment = os.environ | (ENGINE_ENVIRONMENT if contestant.startswith("engine") else {})
-    output = subprocess.run(
-        command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ).stdout
-    result: dict[str, float] = json.loads(output.splitlines()[-1])
-    return result
-
-
 def report(results: dict[str, list[dict[str, float]]]) -> None:
     speed = {
         name: statistics.median(result["tokens_per_second"] for result in rounds) for name, rounds in results.items()
@@ -152,8 +140,10 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for number in range(arguments.rounds):
         for name in CONTESTANTS:
-            results[name].append(measure_apart(name, folder))
-            print(f"round {number + 1}: {name:<24} {results[name][-1]['tokens_per_second']:7.1f} tokens/s", flush=True)
+            environment = ENGINE_ENVIRONMENT if name.startswith("engine") else None
+            result = in_own_process(__file__, str(folder), "--contestant", name, environment=environment)
+            results[name].append(result)
+            print(f"round {number + 1}: {name:<24} {result['tokens_per_second']:7.1f} tokens/s", flush=True)
     report(results)
 
 

@@ -11,14 +11,12 @@ each in a process of its own.
 import argparse
 import asyncio
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from engine_throughput import NUM_TOKENS, prompt_texts
+from own_process import in_own_process
 from torch_engine_setup import embedded_model
 
 CONTESTANTS = ("torch", "as_is", "f16", "mixed", "q8_0", "q4_0")
@@ -70,14 +68,6 @@ def measure(folder: Path, contestant: str) -> dict[str, float]:
     return asyncio.run(run())
 
 
-def apart(folder: Path, contestant: str) -> dict[str, float]:
-    command = [sys.executable, __file__, str(folder), "--contestant", contestant]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    text = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result: dict[str, float] = json.loads(text.splitlines()[-1])
-    return result
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
@@ -91,7 +81,7 @@ def main() -> None:
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
     for number in range(arguments.rounds):
         for name in CONTESTANTS:
-            rounds[name].append(apart(folder, name))
+            rounds[name].append(in_own_process(__file__, str(folder), "--contestant", name))
             shown = "  ".join(f"{key} {value:.3f}" for key, value in rounds[name][-1].items())
             print(f"round {number + 1}: {name:<6} {shown}", flush=True)
     print("\nmedians, and ratios to torch")

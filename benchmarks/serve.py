@@ -30,6 +30,8 @@ from typing import Any
 
 import httpx
 
+from own_process import in_own_process
+
 NUM_TOKENS = 100
 START_SECONDS = 120.0
 
@@ -180,14 +182,6 @@ def measure_openvino(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
 PEERS = {"llama.cpp": measure_llama_cpp, "openvino": measure_openvino}
 
 
-def in_own_process(*arguments: str) -> Any:
-    """What this script prints last when it is called with these."""
-    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RuntimeError(f"{arguments} failed: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
 
@@ -235,11 +229,11 @@ def main() -> None:
         for _ in range(arguments.rounds):
             with server(folder, engine="llama_cpp", gguf_type=gguf_type) as address:
                 for concurrency in arguments.concurrencies:
-                    ours[concurrency].append(in_own_process("--client", address, str(concurrency)))
+                    ours[concurrency].append(in_own_process(__file__, "--client", address, str(concurrency)))
             gguf = folder / f"{gguf_type}.gguf"
             files = {"llama.cpp": gguf} | ({"openvino": gguf} if importlib.util.find_spec("openvino_genai") else {})
             for name, gguf in files.items():
-                result = in_own_process("--concurrencies", *concurrencies, "--peer", name, str(gguf))
+                result = in_own_process(__file__, "--concurrencies", *concurrencies, "--peer", name, str(gguf))
                 peers.setdefault(name, []).append(result)
         for name, results in peers.items():
             show(gguf_type, ours, results, name)

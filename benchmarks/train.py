@@ -12,17 +12,15 @@ own for the adapters' first weights, dropout and the order of the examples.
 
 import argparse
 import json
-import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from mini_claude.training.examples import Conversation, RowProblem, TokenizedExample
 from mini_claude.types import Message
+from own_process import in_own_process
 from torch_engine_setup import embedded_model
 
 CONTESTANTS = ("ours", "TRL", "TRL without checkpointing")
@@ -193,14 +191,9 @@ def run_one(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def apart(contestant: str, folder: Path, num_examples: int, output: Path | None, seed: int = 0) -> dict[str, float]:
-    command = [sys.executable, __file__, str(folder), "--contestant", contestant, "--examples", str(num_examples)]
-    command += ["--seed", str(seed)]
-    command += [] if output is None else ["--output", str(output)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    text = subprocess.run(
-        command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ).stdout
-    result: dict[str, float] = json.loads(text.splitlines()[-1])
+    options = ["--contestant", contestant, "--examples", str(num_examples), "--seed", str(seed)]
+    options += [] if output is None else ["--output", str(output)]
+    result: dict[str, float] = in_own_process(__file__, str(folder), *options)
     return result
 
 
