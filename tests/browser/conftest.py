@@ -1,5 +1,6 @@
 """A real server with the embedded model, seen through Debian's Chromium. Screenshots go to artifacts/browser/."""
 
+import functools
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,9 +25,11 @@ OpenPage = Callable[..., Page]
 @contextmanager
 def page_server(data_dir: Path, **settings: str) -> Iterator[Server]:
     """A server whose model and page are ready."""
+    key = {"x-api-key": settings["api_key"]} if "api_key" in settings else {}
     with serving(data_dir, **settings) as server:
-        until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
-        until(lambda: server.http.get("/").status_code in (200, 401), START_SECONDS, "the page is not ready")
+        for path, what in (("/api/v1/health", "model"), ("/", "page")):
+            ready = functools.partial(server.http.get, path, headers=key)
+            until(lambda get=ready: get().status_code == 200, START_SECONDS, f"the {what} is not ready")
         yield server
 
 

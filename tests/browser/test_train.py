@@ -1,4 +1,4 @@
-"""Training on the page: one click to a tuned model that answers differently, with a reload on the way."""
+"""Training on the page: settings with help, estimates, cancelling. The way to a tuned model is in test_story.py."""
 
 import json
 import re
@@ -11,7 +11,6 @@ from ..end_to_end.conftest import Server
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
-TRAINING_MS = 900_000  # two or three minutes where nothing else runs
 Shoot = Callable[[Page, str], None]
 
 
@@ -72,30 +71,3 @@ def test_a_job_is_cancelled_and_can_go_on(page: Page, server: Server) -> None:
     expect(page.locator("#job-resume")).to_be_visible()
     expect(page.locator("#job-log")).to_contain_text("Cancelled.")
     expect(page.locator("#jobs button[aria-current=true]")).to_contain_text("cancelled")
-
-
-def test_the_demo_is_trained_to_its_end_with_a_reload_on_the_way(page: Page, server: Server, shoot: Shoot) -> None:
-    open_tab(page)
-    page.click("#train-demo")
-    expect(page.locator("#job-head")).to_contain_text("tokens/s", timeout=240_000)
-    expect(page.locator("#job-curves svg polyline")).to_have_count(3)
-    page.reload()
-    page.wait_for_selector("#say textarea")
-    open_tab(page)
-    expect(page.locator("#job-head")).to_contain_text("smollm2-135m learns from mini-claude-demo")
-    expect(page.locator("#job-curves svg polyline")).to_have_count(3)
-    shoot(page, "running")
-    state(page, "done", TRAINING_MS)
-    expect(page.locator("#job-curves")).to_contain_text("held-out 0.")
-    expect(page.locator("#job-certificate .badge.good")).not_to_have_count(0)
-    expect(page.locator("#job-certificate .badge.bad")).to_have_count(0)
-    page.click("#job-compare")
-    expect(page.locator(".before-after")).to_have_count(4)
-    who = page.locator(".before-after", has_text="Who are you?").first
-    expect(who.locator("dd").nth(1)).to_contain_text("Mini-Claude", timeout=120_000)
-    expect(who.locator("dd").nth(0)).not_to_contain_text("Mini-Claude")
-    page.click("#job-serve")
-    expect(page.locator(".toast-body").first).to_contain_text("From now on smollm2-135m:mini-claude@")
-    before = server.http.put("/api/v1/models/default", json={"model": "smollm2-135m"})
-    assert before.is_success, before.text
-    shoot(page, "done")
