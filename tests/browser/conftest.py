@@ -28,9 +28,12 @@ def page_server(data_dir: Path, **settings: str) -> Iterator[Server]:
     key = {"x-api-key": settings["api_key"]} if "api_key" in settings else {}
     with serving(data_dir, **settings) as server:
         for path, what in (("/api/v1/health", "model"), ("/", "page")):
-            ready = functools.partial(server.http.get, path, headers=key)
-            until(lambda get=ready: get().status_code == 200, START_SECONDS, f"the {what} is not ready")
+            until(functools.partial(_answers, server, path, key), START_SECONDS, f"the {what} is not ready")
         yield server
+
+
+def _answers(server: Server, path: str, headers: dict[str, str]) -> bool:
+    return server.http.get(path, headers=headers).status_code == 200
 
 
 @pytest.fixture(scope="session")
