@@ -27,7 +27,7 @@ ROWS = """\
 def default_again(server: Server) -> Iterator[None]:
     """Whatever the test did, the others find the default that they expect."""
     yield
-    server.http.put("/api/v1/models/default", json={"model": MODEL})
+    server.http.put("/api/v1/default-model", json={"model": MODEL})
 
 
 def open_tab(page: Page, name: str) -> None:

@@ -122,11 +122,11 @@ async def test_a_preference_is_kept_listed_made_a_dataset_and_forgotten(client: 
 
 async def test_the_default_model_is_chosen_and_rolled_back(site: Site) -> None:
     async with site.client() as client:
-        assert (await client.get("/api/v1/models/default")).json() == {"model": "smollm2-135m", "history": []}
-        chosen = await client.put("/api/v1/models/default", json={"model": "dialogpt-small"})
+        assert (await client.get("/api/v1/default-model")).json() == {"model": "smollm2-135m", "history": []}
+        chosen = await client.put("/api/v1/default-model", json={"model": "dialogpt-small"})
         assert chosen.json()["model"] == "dialogpt-small"
         said = await client.post("/api/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hello"}]})
         assert said.json()["model"] == "dialogpt-small"
-        back = await client.put("/api/v1/models/default", json={"model": "smollm2-135m"})
+        back = await client.put("/api/v1/default-model", json={"model": "smollm2-135m"})
         assert [each["reference"] for each in back.json()["history"]] == ["smollm2-135m", "dialogpt-small"]
-        assert (await client.put("/api/v1/models/default", json={"model": "nobody"})).status_code == 404
+        assert (await client.put("/api/v1/default-model", json={"model": "nobody"})).status_code == 404

@@ -129,6 +129,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
         feedback.datasets_router,
         adapters.router,  # before the models, of which one could be called "adapters"
         models.router,
+        models.default_router,
         datasets.router,
         training.router,
         training_socket.router,

@@ -9,6 +9,8 @@ from mini_claude.web.schemas.models import DefaultModelChange, DefaultModelPubli
 MAX_HISTORY = 20
 
 router = APIRouter(prefix="/api/v1/models", tags=["models"], dependencies=[Depends(caller_of)])
+# Not under the models, of which "default" is an alias.
+default_router = APIRouter(prefix="/api/v1/default-model", tags=["models"], dependencies=[Depends(caller_of)])
 
 
 @router.get("")
@@ -30,7 +32,7 @@ async def unload_model(body: ModelUnload, services: ServicesDep) -> ModelInfo:
     return await services.models.get(body.model)
 
 
-@router.get("/default")
+@default_router.get("")
 async def get_default(services: ServicesDep) -> DefaultModelPublic:
     """What answers where no model is named, and what was chosen before."""
     return DefaultModelPublic(
@@ -38,7 +40,7 @@ async def get_default(services: ServicesDep) -> DefaultModelPublic:
     )
 
 
-@router.put("/default")
+@default_router.put("")
 async def set_default(body: DefaultModelChange, services: ServicesDep) -> DefaultModelPublic:
     """Let another model, or an adapter's version, answer where none is named. To roll back, name the one before."""
     await services.models.set_default(body.model)

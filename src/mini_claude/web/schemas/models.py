@@ -37,7 +37,7 @@ class ModelUnload(WireModel):
 
 
 class DefaultModelChange(WireModel):
-    """Body of PUT /api/v1/models/default."""
+    """Body of PUT /api/v1/default-model."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m:support-bot@2"}]})
 
