@@ -26,7 +26,7 @@ OpenPage = Callable[..., Page]
 def page_server(data_dir: Path, **settings: str) -> Iterator[Server]:
     """A server whose model and page are ready."""
     key = {"x-api-key": settings["api_key"]} if "api_key" in settings else {}
-    with serving(data_dir, **settings) as server:
+    with serving(data_dir, page="true", **settings) as server:
         for path, what in (("/api/v1/health", "model"), ("/", "page")):
             until(functools.partial(_answers, server, path, key), START_SECONDS, f"the {what} is not ready")
         yield server

@@ -1,8 +1,7 @@
-"""The whole way in one browser: data, preview, training, comparison, serving, chat, and back. And twenty pages."""
+"""The way to a tuned model in one browser: data, preview, training, reload, certificate, comparison."""
 
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from ..end_to_end.conftest import Server
 from .conftest import OpenPage
-from .test_chat import LEAVING, LONG, answers, ask, say, settings
+from .test_chat import LEAVING, ask
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone, pytest.mark.timeout(900)]
 
@@ -23,19 +22,12 @@ ROWS = """\
 """
 
 
-@pytest.fixture
-def default_again(server: Server) -> Iterator[None]:
-    """Whatever the test did, the others find the default that they expect."""
-    yield
-    server.http.put("/api/v1/default-model", json={"model": MODEL})
-
-
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def test_from_data_to_a_tuned_model_that_is_served_and_rolled_back(
-    open_page: OpenPage, server: Server, tmp_path: Path, shoot: Callable[[Page, str], None], default_again: None
+def test_from_data_to_a_tuned_model_that_is_proven(
+    open_page: OpenPage, server: Server, tmp_path: Path, shoot: Callable[[Page, str], None]
 ) -> None:
     page = open_page(server.url, tolerate=LEAVING)
     page.wait_for_selector("#say textarea")
@@ -71,38 +63,3 @@ def test_from_data_to_a_tuned_model_that_is_served_and_rolled_back(
     expect(who.locator("dd").nth(1)).to_contain_text("Mini-Claude")
     expect(who.locator("dd").nth(0)).not_to_contain_text("Mini-Claude")
     shoot(page, "trained")
-    page.click("#job-serve")
-    expect(page.locator(".toast-body").first).to_contain_text("answers where no other model is chosen")
-
-    open_tab(page, "Chat")
-    page.click("#new-chat")
-    expect(page.locator("#chatbot .message")).to_have_count(0)
-    expect(page.locator("#model input")).to_have_value(re.compile(f"{MODEL}:.+@1"))
-    assert "Mini-Claude" in ask(page, "Who are you?")
-
-    open_tab(page, "Models")
-    page.click("#roll-back")
-    expect(page.locator("#default-model input")).to_have_value(MODEL)
-    open_tab(page, "Chat")
-    page.click("#new-chat")
-    expect(page.locator("#model input")).to_have_value(MODEL)
-    assert "Mini-Claude" not in ask(page, "Who are you?")
-
-
-def test_twenty_pages_stream_at_once_and_stay_responsive(open_page: OpenPage, server: Server) -> None:
-    pages = [open_page(server.url, tolerate=LEAVING) for _ in range(20)]
-    for page in pages:
-        page.wait_for_selector("#say textarea")
-        settings(page)
-        page.get_by_label("number input for Longest answer").first.fill("200")
-    for page in pages:
-        say(page, LONG)
-    started = time.perf_counter()
-    open_tab(pages[0], "Models")
-    expect(pages[0].locator("#models")).to_contain_text(MODEL)
-    assert time.perf_counter() - started < 10
-    open_tab(pages[0], "Chat")
-    for page in pages:
-        expect(page.locator("#facts")).to_contain_text(re.compile(r"\d+ tokens ·"))
-        assert len(answers(page)) == 1
-        assert answers(page)[0].strip()

@@ -84,6 +84,7 @@ def serving(data_dir: Path, *command: str, **settings: str) -> Iterator[Server]:
     port = free_port()
     environment = os.environ | {"MINI_CLAUDE_DATA_DIR": str(data_dir), "MINI_CLAUDE_LOG_FORMAT": "json"}
     environment["MINI_CLAUDE_LINGER_SECONDS"] = LINGER_SECONDS
+    environment["MINI_CLAUDE_PAGE"] = "false"  # its process takes seconds to start, which tests of the page alone need
     environment |= {f"MINI_CLAUDE_{name.upper()}": value for name, value in settings.items()}
     words = [word.format(port=port) for word in command] or ["mini_claude.cli", "serve", "--port", str(port)]
     data_dir.mkdir(parents=True, exist_ok=True)
