@@ -100,6 +100,18 @@ def test_a_reload_in_the_middle_of_a_reply_loses_nothing(open_page: OpenPage, se
     assert re.sub(r"\W+", " ", answers(page)[0]).startswith(said[:200])
 
 
+def test_a_new_chat_is_empty_at_once_while_the_reply_before_it_runs_on(page: Page) -> None:
+    say(page, LONG)
+    expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+"))
+    page.click("#new-chat")
+    assert "Paris" in ask(page, SHORT)
+    expect(page.locator("#chatbot .user.message")).to_have_text([SHORT])
+    page.locator("#sessions button", has_text="dragon").first.click()
+    expect(page.locator("#chatbot .user.message")).to_have_text([LONG])
+    page.click("#say button.stop-button")  # it runs still
+    wait_for_end(page)
+
+
 def test_an_edited_question_makes_a_branch_and_one_can_go_back(page: Page, shoot: Shoot) -> None:
     ask(page, SHORT)
     page.locator("#chatbot .user button[aria-label='Edit'], #chatbot button[title='Edit']").first.click()

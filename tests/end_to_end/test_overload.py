@@ -90,7 +90,9 @@ def test_ten_times_the_capacity_gives_quick_refusals_and_whole_answers(server: S
         assert each.headers["content-type"] == "application/json"
         assert int(each.headers["retry-after"]) >= 1
         assert '"code":"overloaded"' in each.body
-    assert median(each.seconds for each in refused) < 0.5  # 0.15 s where both cores are busy with this test
+    assert (
+        median(each.seconds for each in refused) < 1
+    )  # 0.15 s on two cores that are busy with this test, 0.5 s where others share them
     for each in admitted:
         assert '"error"' not in each.body
         assert each.body.count("\\u0001") >= len(LONG)

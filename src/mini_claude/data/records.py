@@ -70,6 +70,16 @@ class Conversation:
     session: ChatSession
     turns: tuple[Turn, ...]
 
+    def path_to(self, turn_id: str | None) -> tuple[Turn, ...]:
+        """The turns from the root to this one; none for None."""
+        by_id = {turn.id: turn for turn in self.turns}
+        path: list[Turn] = []
+        turn = by_id.get(turn_id or "")
+        while turn is not None:
+            path.append(turn)
+            turn = by_id.get(turn.parent_id or "")
+        return tuple(reversed(path))
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyEnding:

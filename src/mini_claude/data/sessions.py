@@ -27,7 +27,7 @@ class SessionRepository:
     def list(self, owner: str, limit: int, before: str | None = None, text: str | None = None) -> Sequence[ChatSession]:
         """Most recently used first; `before` is the id of the last one on the previous page.
 
-        With `text` only those in whose title or turns it occurs; the databases fold ASCII letters' case alike.
+        With `text` only those in whose title or turns it occurs, in upper or lower case.
         """
         with self._database.read() as session:
             query = select(SessionRow).where(SessionRow.owner == owner)

@@ -19,6 +19,9 @@ MEDIA_TYPES: Final[dict[ExportKind, str]] = {
 }
 FORMAT_VERSION: Final = 1
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9]+")
+_MARKDOWN: Final = re.compile(r"([\\`*_\[\]<>#])")
+_ESCAPED: Final = r"\\\1"
+_FENCE: Final = re.compile(r" {0,3}(`{3,}|~{3,})(.*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +68,32 @@ def _turn(turn: Turn, feedback: Feedback | None) -> dict[str, Any]:
 
 def _markdown(conversation: Conversation) -> str:
     session = conversation.session
-    parts = [f"# {session.title}", f"*{_date(session.created_at)}, {session.model or 'default model'}*"]
+    parts = [
+        f"# {_MARKDOWN.sub(_ESCAPED, session.title)}",
+        f"*{_date(session.created_at)}, {session.model or 'default model'}*",
+    ]
     if session.system:
-        parts += ["## System", session.system]
-    for turn in current_branch(conversation):
+        parts += ["## System", _closed(session.system)]
+    for turn in conversation.path_to(session.head_turn_id):
         if turn.role == "user":
-            parts += ["## You", turn.content]
+            parts += ["## You", _closed(turn.content)]
         else:
-            parts += [f"## {turn.model or 'Assistant'}", turn.content or "*(no answer)*"]
+            parts += [f"## {turn.model or 'Assistant'}", _closed(turn.content) or "*(no answer)*"]
     return "\n\n".join(parts) + "\n"
 
 
-def current_branch(conversation: Conversation) -> tuple[Turn, ...]:
-    """The turns from the root to the head."""
-    by_id = {turn.id: turn for turn in conversation.turns}
-    path: list[Turn] = []
-    turn = by_id.get(conversation.session.head_turn_id or "")
-    while turn is not None:
-        path.append(turn)
-        turn = by_id.get(turn.parent_id or "")
-    return tuple(reversed(path))
+def _closed(text: str) -> str:
+    """The text with its last code block closed: that of a reply that was cut would swallow all that follows."""
+    fence: str | None = None
+    for line in text.splitlines():
+        if (match := _FENCE.match(line)) is None:
+            continue
+        marks, rest = match[1], match[2].strip()
+        if fence is None:
+            fence = marks
+        elif marks.startswith(fence) and not rest:
+            fence = None
+    return text if fence is None else f"{text}\n{fence}"
 
 
 def _date(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -47,8 +47,19 @@ class Draft:
 
     def messages(self, system: str | None) -> tuple[Message, ...]:
         """The context of the reply: the system prompt, if there is one, and the path."""
-        spoken = tuple(Message(turn.role, turn.content) for turn in self.path)
-        return (Message("system", system), *spoken) if system else spoken
+        return context_of(system, self.path)
+
+
+def context_of(system: str | None, turns: Iterable[Turn]) -> tuple[Message, ...]:
+    """The system prompt, if there is one, and what was said."""
+    spoken = tuple(Message(turn.role, turn.content) for turn in turns)
+    return (Message("system", system), *spoken) if system else spoken
+
+
+def context_of_reply(system: str | None, path: Sequence[Turn]) -> tuple[Message, ...]:
+    """What the reply at the path's end was an answer to: without what had not fitted into its context."""
+    dropped = set(path[-1].dropped_turn_ids)
+    return context_of(system, (turn for turn in path[:-1] if turn.id not in dropped))
 
 
 def check_turn(turn: SessionTurn) -> None:

@@ -19,7 +19,7 @@ from mini_claude.runtime.messages import StartChat
 from mini_claude.runtime.runtime import ReplyStream, Runtime
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
-from mini_claude.services.session_turn import require_unicode
+from mini_claude.services.session_turn import context_of_reply, require_unicode
 from mini_claude.types import FinishReason, Message, PromptTrace, SamplingParams, TokenTrace, Usage
 
 MAX_TOKENS: Final = 512  # of a traced reply
@@ -120,9 +120,7 @@ class XrayService:
     async def _messages(self, caller: Caller, turn: Turn) -> tuple[Message, ...]:
         """What the reply was an answer to, without what had not fitted into its context."""
         session, path = await run_sync(self._sessions.branch, caller.owner, turn.session_id, turn.id)
-        dropped = set(turn.dropped_turn_ids)
-        spoken = tuple(Message(each.role, each.content) for each in path[:-1] if each.id not in dropped)
-        return (Message("system", session.system), *spoken) if session.system else spoken
+        return context_of_reply(session.system, path)
 
     async def _run(self, model: str | None, request: StartChat, mode: Literal["generated", "scored"]) -> Xray:
         served = await self._models.serving(model)

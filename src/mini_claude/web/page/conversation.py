@@ -36,8 +36,7 @@ def original_text(markdown: str) -> str:
 
 def shown_path(conversation: Conversation) -> tuple[Turn, ...]:
     """The turns from the root to the one that matters now: a reply that runs, a failed last one, else the head."""
-    by_id = {turn.id: turn for turn in conversation.turns}
-    head = by_id.get(conversation.session.head_turn_id or "")
+    head = next((turn for turn in conversation.turns if turn.id == conversation.session.head_turn_id), None)
     leaf = head
     for turn in conversation.turns:
         newer = head is None or turn.created_at > head.created_at
@@ -45,11 +44,7 @@ def shown_path(conversation: Conversation) -> tuple[Turn, ...]:
             leaf = turn
     if leaf is None:  # no reply ever came to anything
         leaf = next((turn for turn in reversed(conversation.turns) if turn.role == "assistant"), None)
-    path: list[Turn] = []
-    while leaf is not None:
-        path.append(leaf)
-        leaf = by_id.get(leaf.parent_id or "")
-    return tuple(reversed(path))
+    return conversation.path_to(None if leaf is None else leaf.id)
 
 
 def other_branches(conversation: Conversation, path: Sequence[Turn]) -> list[Branch]:

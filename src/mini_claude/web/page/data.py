@@ -195,7 +195,9 @@ class DataTab:
     @event
     async def _make(self, request: gr.Request, source: FeedbackSource, name: str) -> Update:
         caller = visitor(request)
-        await self._services.feedback_datasets.make(caller, name, source)
+        made = await self._services.feedback_datasets.make(caller, name, source)
+        if made.num_left_out:
+            gr.Info(f"{made.num_left_out} answers were left out: they had been stopped or cut before their end.")
         return {**await self._look(caller, name), self.report: ""}
 
 

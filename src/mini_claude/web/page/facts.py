@@ -1,20 +1,22 @@
 """The line below a chat: which model, how many tokens, how fast, and how full its context is."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from mini_claude.data.records import Turn
-from mini_claude.services.services import Services
 
 
-async def facts_of(
-    services: Services,
-    path: Sequence[Turn],
-    *,
-    first_seconds: float | None = None,
-    tokens_per_second: float | None = None,
-) -> str:
-    """HTML about the path's last answer. The times are known only to who watched it being written."""
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What somebody measured who watched an answer being written."""
+
+    first_seconds: float  # until the first token
+    tokens_per_second: float  # from then on
+
+
+def facts_of(path: Sequence[Turn], context_lengths: Mapping[str, int | None], speed: Speed | None = None) -> str:
+    """HTML about the path's last answer. The lengths are by the names of models, in tokens."""
     if not path or path[-1].usage is None:
         return ""
     turn, usage = path[-1], path[-1].usage
@@ -23,12 +25,11 @@ async def facts_of(
         parts.append("writing …")
     else:
         parts.append(f"{usage.completion_tokens} tokens")
-    if first_seconds is not None and tokens_per_second is not None:
-        parts.append(f"{tokens_per_second:.0f} tokens/s, first after {first_seconds * 1000:.0f} ms")
+    if speed is not None:
+        parts.append(f"{speed.tokens_per_second:.0f} tokens/s, first after {speed.first_seconds * 1000:.0f} ms")
     if usage.cached_tokens:
         parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens were known already")
-    length = next((each.context_length for each in await services.models.list() if each.name == turn.model), None)
-    if length:
+    if length := context_lengths.get(turn.model or ""):
         parts.append(_gauge(usage.total_tokens, length))
     if turn.dropped_turn_ids:
         parts.append(f"{len(turn.dropped_turn_ids)} oldest messages no longer fit and were left out")

@@ -37,7 +37,7 @@ def build_page(services: Services) -> gr.Blocks:
                 models = ModelsTab(services)
                 DefaultPanel(services, models_tab)
             with gr.Tab("X-ray", id="xray") as xray:
-                XrayTab(services, chat.here, xray)
+                XrayTab(services, chat.view.here, xray)
             with gr.Tab("System", id="system"):
                 system = SystemTab(services)
         chat.start(page)

@@ -5,7 +5,6 @@ from typing import Any
 
 import gradio as gr
 
-from mini_claude.services.services import Services
 from mini_claude.types import SamplingParams
 from mini_claude.web.page.sampling_sliders import SamplingSliders
 
@@ -22,8 +21,7 @@ class Choice:
 class SamplingPanel:
     """The components; `inputs` are their order in an event's arguments."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self) -> None:
         with gr.Accordion("Model and settings", open=False, elem_id="settings"):
             self.model = gr.Dropdown([], label="Model or adapter", elem_id="model", info="What answers from now on.")
             self.system = gr.Textbox(
@@ -35,10 +33,6 @@ class SamplingPanel:
             )
             sliders = SamplingSliders()
         self.inputs: list[gr.components.Component] = [*(self.model, self.system, *sliders.inputs)]
-
-    async def models(self) -> list[str]:
-        """Names that can answer: models, and adapters by their versions."""
-        return [info.name for info in await self._services.models.list()]
 
     @staticmethod
     def choice(values: tuple[Any, ...]) -> Choice:

@@ -13,6 +13,7 @@ from mini_claude.web.schemas.feedback import (
     FeedbackDataset,
     FeedbackList,
     FeedbackPublic,
+    MadeDatasetPublic,
     PreferenceCreate,
     PreferenceList,
     PreferencePublic,
@@ -71,6 +72,7 @@ async def remove_preference(preference_id: str, services: ServicesDep, caller: C
 
 
 @datasets_router.post("/from-feedback", status_code=201)
-async def dataset_from_feedback(body: FeedbackDataset, services: ServicesDep, caller: CallerDep) -> DatasetPublic:
-    """Make training data of what you think of answers."""
-    return DatasetPublic.of(await services.feedback_datasets.make(caller, body.name, body.source))
+async def dataset_from_feedback(body: FeedbackDataset, services: ServicesDep, caller: CallerDep) -> MadeDatasetPublic:
+    """Make training data of what you think of answers. Those that were stopped or cut are left out."""
+    made = await services.feedback_datasets.make(caller, body.name, body.source)
+    return MadeDatasetPublic(**DatasetPublic.of(made.dataset).model_dump(), num_left_out=made.num_left_out)

@@ -9,6 +9,7 @@ from mini_claude.data.records import Feedback, Preference, Rating
 from mini_claude.services.feedback_datasets import FeedbackSource
 from mini_claude.services.preference_rules import MAX_TEXT
 from mini_claude.web.schemas.chat import ChatMessage
+from mini_claude.web.schemas.datasets import DatasetPublic
 from mini_claude.web.schemas.sampling import ModelName, WireModel
 
 
@@ -60,6 +61,12 @@ class FeedbackDataset(WireModel):
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     source: FeedbackSource
+
+
+class MadeDatasetPublic(DatasetPublic):
+    """A dataset made of feedback; `num_left_out` answers are not in it because they had been stopped or cut."""
+
+    num_left_out: int
 
 
 class AnswerPublic(WireModel):
