@@ -57,6 +57,8 @@ async def test_sessions_are_found_by_title_and_by_what_was_said(client: httpx2.A
         return [each["id"] for each in answer.json()["sessions"]]
 
     assert await found("zebra") == [zebra["session_id"]]
+    umlaut = await say(client, "Ist die ÄRA zu Ende?")
+    assert await found("ära") == [umlaut["session_id"]]
     assert await found("100%") == [percent["session_id"]]
     assert await found("1%0") == []
     assert await found("nowhere") == []
@@ -94,6 +96,7 @@ async def test_rated_replies_and_corrections_become_training_data(site: Site) ->
         assert (made.json()["format"], made.json()["num_rows"], made.json()["num_broken"]) == ("messages", 2, 0)
         pairs = await client.post("/api/v1/datasets/from-feedback", json={"name": "pairs", "source": "preferences"})
         assert (pairs.json()["format"], pairs.json()["num_rows"]) == ("preference", 1)
+        assert (made.json()["num_left_out"], pairs.json()["num_left_out"]) == (0, 0)
 
 
 async def test_there_must_be_something_to_make_a_dataset_of(client: httpx2.AsyncClient) -> None:

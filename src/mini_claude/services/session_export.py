@@ -73,16 +73,16 @@ def _markdown(conversation: Conversation) -> str:
         f"*{_date(session.created_at)}, {session.model or 'default model'}*",
     ]
     if session.system:
-        parts += ["## System", _closed(session.system)]
+        parts += ["## System", closed(session.system)]
     for turn in conversation.path_to(session.head_turn_id):
         if turn.role == "user":
-            parts += ["## You", _closed(turn.content)]
+            parts += ["## You", closed(turn.content)]
         else:
-            parts += [f"## {turn.model or 'Assistant'}", _closed(turn.content) or "*(no answer)*"]
+            parts += [f"## {turn.model or 'Assistant'}", closed(turn.content) or "*(no answer)*"]
     return "\n\n".join(parts) + "\n"
 
 
-def _closed(text: str) -> str:
+def closed(text: str) -> str:
     """The text with its last code block closed: that of a reply that was cut would swallow all that follows."""
     fence: str | None = None
     for line in text.splitlines():

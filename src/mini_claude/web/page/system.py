@@ -18,6 +18,7 @@ from mini_claude.web.page.visitor import event, visitor
 
 MAX_ERRORS: Final = 20
 LABEL: Final = "System"
+_SIGN_OUT: Final = '<form method="post" action="/logout"><button class="sm secondary">Sign out</button></form>'
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -31,20 +32,23 @@ class SystemTab:
         self.plots = gr.HTML("", elem_id="system-plots")
         gr.Markdown("### Recent errors and warnings\nWhat is wrong, as codes; what anybody wrote is in no log.")
         self.errors = gr.HTML("", elem_id="system-errors")
+        self.sign_out = gr.HTML(_SIGN_OUT, visible=False, elem_id="sign-out")
         self.timer = gr.Timer(SAMPLE_SECONDS, active=False)
 
     def start(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         """The history begins with the first visitor; the tab is drawn anew only while it is the open one."""
         shown = [self.health, self.plots, self.errors]
-        page.load(self._begin, None, None, **_QUIET)
+        page.load(self._begin, None, self.sign_out, **_QUIET)
         tabs.select(self._opened, None, self.timer, **_QUIET)
         tabs.select(self._look, None, shown, **_QUIET)
         self.timer.tick(self._look, None, shown, **_QUIET)
 
     @event
-    async def _begin(self, request: gr.Request) -> None:
-        visitor(request)
+    async def _begin(self, request: gr.Request) -> gr.HTML:
+        """Only who came in by a key can sign out."""
+        caller = visitor(request)
         await self._history.start()
+        return gr.HTML(visible=caller.key_id is not None)
 
     @event
     async def _opened(self, request: gr.Request, chosen: gr.SelectData) -> gr.Timer:

@@ -55,8 +55,11 @@ router = APIRouter(include_in_schema=False)
 public_router = APIRouter(include_in_schema=False)
 
 
-def _document(name: str, status: int, **headers: str) -> HTMLResponse:
-    text = files("mini_claude.web.page").joinpath(name).read_text()
+_REFUSED: Final = '<p role="alert">This key is not known here, or it has ended: look whether it is whole.</p>'
+
+
+def _document(name: str, status: int, fill: str = "", **headers: str) -> HTMLResponse:
+    text = files("mini_claude.web.page").joinpath(name).read_text().replace("<!--fill-->", fill)
     return HTMLResponse(text, status, {**SECURITY_HEADERS, "cache-control": "no-store", **headers})
 
 
@@ -86,7 +89,7 @@ async def login(request: Request, services: ServicesDep) -> Response:
     try:
         await caller_with_key(services, key)
     except MiniClaudeError:
-        return _document("login.html", 401)
+        return _document("login.html", 401, fill=_REFUSED)
     answer = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
     answer.set_cookie(COOKIE, key, COOKIE_SECONDS, httponly=True, samesite="strict", secure=secure)
