@@ -162,9 +162,7 @@ def measure_engine(scale: Scale, requests: list[tuple[list[int], int]], kv_cache
 def measure_continuous_batching(scale: Scale, requests: list[tuple[list[int], int]]) -> dict[str, float]:
     torch.set_grad_enabled(False)
     model = random_model(scale)
-    model.set_attn_implementation(
-        "sdpa"
-    )  # it takes its own paged form of it, or FlashAttention where that is installed
+    model.set_attn_implementation("sdpa")  # it takes the paged form of it, or FlashAttention where that is installed
     generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0, max_new_tokens=scale.longest)
     batching = ContinuousBatchingConfig(
         max_batch_tokens=scale.max_num_batched_tokens, num_blocks=None if scale.device.type == "cuda" else 64

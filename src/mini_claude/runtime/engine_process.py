@@ -2,14 +2,11 @@
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import time
 
-import msgspec
-
 from mini_claude.errors import MiniClaudeError, ModelLoadError, from_info
+from mini_claude.runtime.child import start_child
 from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import rss_bytes
 from mini_claude.runtime.messages import EngineFailed, EngineHeartbeat, EngineReady
@@ -42,17 +39,8 @@ class EngineProcess:
 
     @classmethod
     async def start(cls, launch: EngineLaunch) -> "EngineProcess":
-        """Start the child. Its standard input stays open as long as we live: that is how it notices our end."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mini_claude.runtime.engine_server",
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=os.environ | ENGINE_ENVIRONMENT,
-        )
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(launch) + b"\n")
+        """Start the child."""
+        process = await start_child("mini_claude.runtime.engine_server", launch, ENGINE_ENVIRONMENT)
         log.info("engine.started", model=launch.spec.name, pid=process.pid)
         return cls(launch, process)
 

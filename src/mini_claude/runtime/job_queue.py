@@ -5,18 +5,17 @@ children in the sense of engines: they outlive us, are known by pid and start ti
 """
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-import msgspec
 from anyio.to_thread import run_sync
 
 from mini_claude.data.database import Database
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.records import Job
 from mini_claude.errors import StorageError
+from mini_claude.runtime.child import start_child
 from mini_claude.runtime.launches import TrainerLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.utils.config import Settings
@@ -96,15 +95,8 @@ class JobQueue:
         assert job.token is not None
         settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url"})
         launch = TrainerLaunch(job.id, job.token, settings, self._settings.effective_database_url)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mini_claude.runtime.trainer_server",
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
+        process = await start_child("mini_claude.runtime.trainer_server", launch)
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(launch) + b"\n")
-        process.stdin.close()
+        process.stdin.close()  # a trainer outlives us
         self._starting[job.token] = process
         log.info("trainer.started", job_id=job.id, pid=process.pid, attempt=job.attempts)

@@ -6,12 +6,9 @@ visitor have to reach one process, and because importing it takes seconds and 10
 
 import asyncio
 import contextlib
-import os
-import sys
 from typing import Final
 
-import msgspec
-
+from mini_claude.runtime.child import start_child
 from mini_claude.runtime.launches import PageLaunch
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import get_logger
@@ -65,18 +62,9 @@ class PageProcess:
             await process.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Its standard input stays open as long as we live: that is how it notices our end."""
         environment = PAGE_ENVIRONMENT | {"GRADIO_TEMP_DIR": str(self._settings.page_files_dir)}
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "mini_claude.web.page.server",
-            stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            env=os.environ | environment,
-        )
-        assert process.stdin is not None
         plain = self._settings.model_dump(mode="json", exclude={"database_url"})
-        process.stdin.write(msgspec.json.encode(PageLaunch(plain, self._settings.effective_database_url)) + b"\n")
+        launch = PageLaunch(plain, self._settings.effective_database_url)
+        process = await start_child("mini_claude.web.page.server", launch, environment)
         log.info("page.started", pid=process.pid)
         return process

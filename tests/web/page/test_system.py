@@ -49,12 +49,12 @@ async def test_the_history_is_begun_once_and_has_gaps_where_no_supervisor_answer
 def test_a_plot_shows_each_lines_latest_value_and_escapes_names() -> None:
     plot = time_plot("Load", "%", {"<b>": [(90.0, 0.0), (100.0, 50.0)]}, now=100.0, seconds=100.0, top=100)
     assert "&lt;b&gt; <b>50 %</b>" in plot
-    assert 'points="375.4,128.0 412.0,69.0"' in plot  # a tenth of the width before the end; half of the height
+    assert 'points="372.4,126.0 408.0,68.0"' in plot  # a tenth of the width before the end; half of the height
 
 
 def test_older_points_than_the_plot_holds_do_not_leave_it() -> None:
     plot = time_plot("Load", "%", {"busy": [(0.0, 1.0), (500.0, 1.0)]}, now=500.0, seconds=300.0)
-    assert 'points="46.0,10.0 412.0,10.0"' in plot
+    assert 'points="52.0,10.0 408.0,10.0"' in plot
 
 
 def test_every_process_and_gpu_has_its_line() -> None:
