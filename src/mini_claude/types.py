@@ -197,6 +197,7 @@ class LoadOptions:
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     quantization: Quantization | None = None  # torch, by bitsandbytes; int8 uses threshold 6.0
     gguf_type: ServedGGUF = "auto"  # llama.cpp; auto: see served_gguf.py
+    native_llama_cpp: bool = True  # the library that `mini-claude compile` made, where it did
     kv_cache_tokens: int = 8192  # running and cached sequences together
     max_num_seqs: int = 32  # sequences decoded in one batch
     max_num_batched_tokens: int = 512  # tokens of one step, prefill chunks included

@@ -1,4 +1,4 @@
-"""llama.cpp's C interface, from the shared library inside of the xllamacpp package, by ctypes. Knows no torch.
+"""llama.cpp's C interface by ctypes: of the xllamacpp package, or compiled on this machine. Knows no torch.
 
 xllamacpp itself offers llama.cpp's HTTP server, which has a scheduler, a tokenizer and a prompt cache of its own.
 Called directly, llama.cpp is what torch is for the other engine: it computes logits, and everything else is ours.
@@ -19,7 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from mini_claude.engine.native_llama_cpp import native_library
 from mini_claude.errors import ModelLoadError
+from mini_claude.utils.logging import get_logger
+
+log = get_logger(__name__)
 
 _LOG_CALLBACK: Final = ctypes.CFUNCTYPE(None, ctypes.c_int, c_char_p, c_void_p)
 _ERROR_LEVEL: Final = 4
@@ -182,6 +186,7 @@ class LlamaCppLibrary:
 
     def __init__(self, path: Path) -> None:
         """Raises `ModelLoadError` for a library whose interface is another one."""
+        self.path = path
         try:
             library = ctypes.CDLL(str(path))
             for name, (result, *arguments) in _PROTOTYPES.items():
@@ -222,8 +227,11 @@ class LlamaCppError(Exception):
 
 
 @cache
-def llama_cpp_library() -> LlamaCppLibrary:
-    """The one of this process. Raises `ModelLoadError`."""
+def llama_cpp_library(native: bool = True) -> LlamaCppLibrary:
+    """The one of this process; `native`: the one compiled on this machine, if there is one. Raises `ModelLoadError`."""
+    if native and (compiled := native_library()) is not None:
+        log.info("llama_cpp.native", path=str(compiled))
+        return LlamaCppLibrary(compiled)
     package = importlib.util.find_spec("xllamacpp")
     folder = None if package is None or package.origin is None else Path(package.origin).parent
     names = ("*.so", "*.dylib", "*.pyd")

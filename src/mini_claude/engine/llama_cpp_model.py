@@ -92,7 +92,7 @@ class LlamaCppModel:
         """
         if options.max_num_seqs > MAX_NUM_SEQS:
             raise ModelLoadError(f"llama.cpp takes a max_num_seqs of {MAX_NUM_SEQS} at the most; set it lower.")
-        self._library = llama_cpp_library()
+        self._library = llama_cpp_library(options.native_llama_cpp)
         self._write_adapter = write_adapter
         self._adapters: dict[AdapterRef, int] = {}
         self._applied: tuple[AdapterRef | None, int] = (None, 1)  # and in which context, by their number

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
         description="What llama_cpp makes of a GGUF file's weights before it serves them. as_is: nothing; mixed: q8_0 "
         "with attention in f16; auto: q8_0 for small models in types that are slow, else as_is.",
     )
+    native_llama_cpp: bool = Field(
+        True, description="Use the llama.cpp that `mini-claude compile` made for this processor, where it did."
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
     dtype: DTypeName = Field("auto", description="auto: float32 on a CPU, bfloat16 on a GPU.")
     quantization: Quantization | None = Field(None, description="int8 or nf4 (bitsandbytes); unset: none.")
@@ -217,6 +220,7 @@ class Settings(BaseSettings):
             device=self.device,
             quantization=self.quantization,
             gguf_type=self.gguf_type,
+            native_llama_cpp=self.native_llama_cpp,
             kv_cache_tokens=self.kv_cache_tokens,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,

