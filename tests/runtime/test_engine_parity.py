@@ -80,7 +80,7 @@ async def test_the_engines_agree_on_real_prompts(smollm2_folder: Path, tmp_path:
         engine = LlamaCppEngine(tmp_path / kind, model.codec, model.context_length, options)
         found[kind] = await _replies(engine, model, forced)
         await engine.close()
-    assert max(_differences(greedy, found["f32"])) < 0.02  # keys and values are in 16 bits
+    assert max(_differences(greedy, found["f32"])) < 0.03  # keys and values are in 16 bits
     assert statistics.fmean(_differences(greedy, found["q8_0"])) < 0.15
     pairs = [pair for prompt in PROMPTS for pair in zip(greedy[prompt], found["q8_0"][prompt], strict=True)]
     assert statistics.fmean(_likeliest(a) == _likeliest(b) for a, b in pairs) > 0.9
