@@ -20,7 +20,7 @@ from mini_claude.errors import InvalidRequest, StorageError
 
 from .full_disk import full_disk
 
-KEY = ApiKey("1" * 32, "laptop", "mc-abcdef", 1.0)
+KEY = ApiKey("1" * 32, "laptop", "mc-abcdef", 1.0, "user")
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def test_threads_share_a_database_without_losing_writes(database: Database) -> N
 
     def add(first: int) -> None:
         for number in range(first, first + 20):
-            repository.add(ApiKey(f"{number:032}", "name", "mc-abcdef", number), "f" * 64)
+            repository.add(ApiKey(f"{number:032}", "name", "mc-abcdef", number, "user"), "f" * 64)
             assert len(repository.find_by_prefix("mc-abcdef")) > 0
 
     threads = [threading.Thread(target=add, args=(100 * number,)) for number in range(6)]
@@ -126,11 +126,11 @@ def test_a_full_disk_is_one_clear_error_and_passes(database: Database) -> None:
     with full_disk(database):
         with pytest.raises(StorageError, match="disk is full") as caught:
             for number in range(1000):
-                repository.add(ApiKey(f"{number:032}", "n" * 200, "mc-abcdef", 1.0), "f" * 64)
+                repository.add(ApiKey(f"{number:032}", "n" * 200, "mc-abcdef", 1.0, "user"), "f" * 64)
         assert caught.value.code == "disk_full"
         stored = repository.list()
         assert KEY in stored
-    repository.add(ApiKey("2" * 32, "n" * 200, "mc-abcdef", 2.0), "f" * 64)
+    repository.add(ApiKey("2" * 32, "n" * 200, "mc-abcdef", 2.0, "user"), "f" * 64)
     assert len(repository.list()) == len(stored) + 1
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import hmac
+import math
+import time
 
 import pytest
 from sqlalchemy import text
@@ -67,6 +69,56 @@ async def test_keys_are_compared_in_constant_time(worker: Worker, monkeypatch: p
     await worker.services.keys.authenticate(plain)
     digest = hashlib.sha256(plain.encode()).hexdigest()
     assert compared == [(digest, digest)]
+
+
+async def expire(worker: Worker, key_id: str) -> None:
+    """Let the key's time have come."""
+    with worker.services.database.write() as session:
+        session.execute(text("UPDATE api_keys SET expires_at = 1.0 WHERE id = :id"), {"id": key_id})
+
+
+async def test_the_first_key_is_an_admins_and_the_next_ones_users_unless_said_otherwise(worker: Worker) -> None:
+    keys = worker.services.keys
+    made = [(await keys.create("key", role))[0].role for role in (None, None, "admin", "user")]
+    assert made == ["admin", "user", "admin", "user"]
+
+
+async def test_where_no_admins_key_is_left_the_next_one_is_an_admins(worker: Worker) -> None:
+    keys = worker.services.keys
+    await keys.create("guest", "user")
+    assert not await keys.has_admin()
+    first, _ = await keys.create("first")
+    await keys.revoke(first.id)
+    second, _ = await keys.create("second")
+    await expire(worker, second.id)
+    third, _ = await keys.create("third")
+    assert (first.role, second.role, third.role) == ("admin", "admin", "admin")
+    assert await keys.has_admin()
+
+
+async def test_an_expired_key_is_refused_like_an_unknown_one_and_keeps_the_server_closed(worker: Worker) -> None:
+    keys = worker.services.keys
+    key, plain = await keys.create("guest", "user", time.time() + 3600)
+    assert await keys.authenticate(plain) == key
+    await keys.require_active(key.id)
+    await expire(worker, key.id)
+    answers = set()
+    for wrong in (plain, "mc-" + "A" * 43):
+        with pytest.raises(Unauthorized) as caught:
+            await keys.authenticate(wrong)
+        answers.add((caught.value.message, caught.value.code, caught.value.param))
+    assert len(answers) == 1
+    with pytest.raises(Unauthorized):
+        await keys.require_active(key.id)
+    assert await keys.any_exist()
+
+
+@pytest.mark.parametrize("expires_at", [0.0, 1.0, -1.0, math.inf, math.nan, 1e18])
+async def test_a_key_ends_in_the_future_and_not_beyond_all_calendars(worker: Worker, expires_at: float) -> None:
+    with pytest.raises(InvalidRequest, match="100 years") as caught:
+        await worker.services.keys.create("laptop", "user", expires_at)
+    assert caught.value.param == "expires_at"
+    assert not await worker.services.keys.any_exist()
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "bell\a"])

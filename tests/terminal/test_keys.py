@@ -2,15 +2,21 @@
 
 import asyncio
 import re
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
+from mini_claude.data.database import Database
+from mini_claude.data.records import ApiKey
 from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
 from mini_claude.terminal import keys
 from mini_claude.utils.config import Settings
+
+STATES = ("active", "active", "expired", "revoked")
 
 
 @pytest.fixture(autouse=True)
@@ -22,17 +28,29 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(keys.app, list(words))
 
 
-def create(name: str = "laptop") -> str:
+def create(name: str = "laptop", *options: str) -> str:
     """A new key, as `create` shows it."""
-    result = run("create", name)
+    result = run("create", name, *options)
     assert result.exception is None
     return result.stdout.removesuffix("\n")
+
+
+def words(result: Result) -> str:
+    """What is told beside the key, in one line."""
+    assert result.exception is None
+    return " ".join(result.stderr.split())
 
 
 def listed() -> str:
     result = run("list")
     assert result.exception is None
     return result.output
+
+
+def stored() -> list[ApiKey]:
+    """All keys, oldest first."""
+    with keys.open_keys(Settings()) as service:
+        return list(asyncio.run(service.list()))
 
 
 def opens(key: str) -> bool:
@@ -97,3 +115,61 @@ def test_a_name_that_cannot_be_listed_makes_no_key(data_dir: Path, name: str) ->
 def test_a_name_is_shown_as_it_was_given(data_dir: Path, name: str) -> None:
     create(name)
     assert name in listed()
+
+
+def test_the_first_key_is_an_admins_and_says_so_and_the_next_is_a_users(data_dir: Path) -> None:
+    first, second = run("create", "mine"), run("create", "guest")
+    assert "It is an admin's key" in words(first)
+    assert "admin" not in words(second)
+    assert [key.role for key in stored()] == ["admin", "user"]
+
+
+def test_a_server_without_an_admins_key_is_told_how_to_get_one(data_dir: Path) -> None:
+    assert "--role admin" in words(run("create", "guest", "--role", "user"))
+    assert "It is an admin's key" not in words(run("create", "mine", "--role", "admin"))  # as was asked for
+    assert [key.role for key in stored()] == ["user", "admin"]
+
+
+@pytest.mark.parametrize(("span", "seconds"), [("30d", 2_592_000), ("12h", 43_200), ("45m", 2_700)])
+def test_a_key_expires_after_the_span_that_was_given(data_dir: Path, span: str, seconds: int) -> None:
+    before = time.time()
+    result = run("create", "guest", "--expires", span)
+    (key,) = stored()
+    assert key.expires_at is not None
+    assert before + seconds <= key.expires_at <= time.time() + seconds
+    assert time.strftime("%Y-%m-%d %H:%M", time.localtime(key.expires_at)) in words(result)
+
+
+@pytest.mark.parametrize(
+    "span", ["", "30", "d", "0d", "-1d", "1.5h", "30 d", "30days", "1w", "\u0663d", "9999999d", "999999d"]
+)
+def test_what_is_no_span_or_too_long_a_one_makes_no_key(data_dir: Path, span: str) -> None:
+    result = run("create", "guest", f"--expires={span}")
+    assert isinstance(result.exception, InvalidRequest)
+    assert result.exception.param in ("expires", "expires_at")
+    assert stored() == []
+
+
+def test_the_list_tells_roles_and_which_keys_still_open_the_server(data_dir: Path) -> None:
+    for name, options in (("mine", ()), ("guest", ("--expires", "30d")), ("late", ("--expires", "1h")), ("gone", ())):
+        create(name, *options)
+    late, gone = stored()[2:]
+    with keys.open_keys(Settings()) as service:
+        asyncio.run(service.revoke(gone.id))
+    database = Database(Settings().effective_database_url)
+    with database.write() as session:
+        session.execute(text("UPDATE api_keys SET expires_at = 86400.0 * 365 WHERE id = :id"), {"id": late.id})
+    database.close()
+    entries = re.split(r"\b[0-9a-f]{32}\b", " ".join(listed().split()))[1:]
+    expected = zip(("mine", "guest", "late", "gone"), ("admin", "user", "user", "user"), STATES, strict=True)
+    for entry, parts in zip(entries, expected, strict=True):
+        assert set(parts) <= set(entry.split())
+    assert re.search(r"1971-01-01|1970-12-31", entries[2])  # the time at which it expired, here
+
+
+def test_an_expired_key_opens_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = create("guest", "--expires", "1m")
+    assert opens(key)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 61)
+    assert not opens(key)

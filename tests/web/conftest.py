@@ -14,7 +14,9 @@ import uvicorn
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 from pydantic import SecretStr
+from sqlalchemy import text
 
+from mini_claude.data.records import KeyRole
 from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.web.api import create_app
@@ -40,8 +42,13 @@ class Site:
     def openai(self, key: str = "unused") -> AsyncOpenAI:
         return AsyncOpenAI(base_url=f"{BASE}/v1", api_key=key, http_client=self.client(), max_retries=0)
 
-    async def key(self) -> str:
-        return (await self.services.keys.create("test"))[1]
+    async def key(self, role: KeyRole | None = None) -> str:
+        return (await self.services.keys.create("test", role))[1]
+
+    async def end(self, key: str) -> None:
+        """Let the key's time have come."""
+        with self.services.database.write() as session:
+            session.execute(text("UPDATE api_keys SET expires_at = 1.0 WHERE prefix = :prefix"), {"prefix": key[:9]})
 
 
 OpenSite = Callable[..., Awaitable[Site]]

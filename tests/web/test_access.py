@@ -16,6 +16,10 @@ PUBLIC = {"/api/v1/health/live"}  # reviewed: anybody may know that the process 
 ELSEWHERE = ("192.168.1.7", 40000)
 NO_KEY = "No API key exists, so only this machine is served"
 WHO = "/api/v1/models"
+PARAMETERS = (
+    *("session_id", "name", "model", "job_id", "reference", "path", "reply_id", "preference_id"),
+    *("key_id",),
+)
 
 
 def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
@@ -25,8 +29,7 @@ def http_routes(app: FastAPI) -> Iterator[tuple[str, str]]:
         if not isinstance(context.original_route, APIWebSocketRoute):
             path = (context.path or "").replace(":path", "")
             for method in context.methods or ():
-                names = ("session_id", "name", "model", "job_id", "reference", "path", "reply_id", "preference_id")
-                yield method, path.format(**dict.fromkeys(names, "a"))
+                yield method, path.format(**dict.fromkeys(PARAMETERS, "a"))
 
 
 def socket_paths(app: FastAPI) -> set[str]:

@@ -88,6 +88,24 @@ async def test_a_turn_can_be_edited_and_answered_again(site: Site) -> None:
         assert again[0]["reply_id"] != edited[0]["reply_id"]
 
 
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+async def test_a_connection_ends_with_its_key(site: Site, end: str) -> None:
+    key = await site.key()
+    async with served(site) as address, talking(address, additional_headers={"x-api-key": key}) as talk:
+        await talk.send("chat", message="one")
+        await talk.until("end")
+        if end == "revoked":
+            await site.services.keys.revoke((await site.services.keys.list())[0].id)
+        else:
+            await site.end(key)
+        await talk.send("chat", message="two")
+        assert (await talk.error())["code"] == "invalid_api_key"
+        with pytest.raises(ConnectionClosed) as closed:
+            await talk.frame()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+
+
 async def paused_site(open_site: OpenSite, **settings: Any) -> Site:
     runtime = EchoRuntime()
     runtime.pause_after = 4

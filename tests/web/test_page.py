@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from mini_claude.data.records import KeyRole
 from mini_claude.runtime.sockets import page_socket
 from mini_claude.web import error_handlers
-from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER
+from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
 from mini_claude.web.routes.page import COOKIE
 
 from .conftest import OpenSite, Site, eventually, served
@@ -96,7 +97,7 @@ async def test_while_the_process_starts_the_page_tries_again_by_itself(paged: Si
 async def test_the_local_visitor_is_named_and_a_name_from_outside_is_thrown_away(paged: Site) -> None:
     async with page_process(paged), paged.client() as client:
         seen = (await client.get("/?tab=chat", headers={OWNER_HEADER: "admin", KEY_HEADER: "k"})).json()
-    assert seen["headers"][OWNER_HEADER] == "local"
+    assert (seen["headers"][OWNER_HEADER], seen["headers"][ROLE_HEADER]) == ("local", "admin")
     assert KEY_HEADER not in seen["headers"]
     assert (seen["path"], seen["query"]) == ("/", "tab=chat")
 
@@ -135,6 +136,20 @@ async def test_with_keys_a_form_asks_for_one_and_its_cookie_opens_the_page(paged
         assert (seen["headers"][OWNER_HEADER], seen["headers"][KEY_HEADER]) == (record.id, record.id)
         assert key not in str(seen)  # the page's process never sees it
         await paged.services.keys.revoke(record.id)
+        assert (await client.post("/gradio_api/queue/join", json={})).status_code == 401
+
+
+@pytest.mark.parametrize("role", ["user", "admin"])
+async def test_a_visitor_is_what_the_key_says_whatever_the_browser_says(paged: Site, role: KeyRole) -> None:
+    key = await paged.key(role)
+    said = [(ROLE_HEADER, "admin"), (ROLE_HEADER.upper(), "user"), (OWNER_HEADER, "local")]
+    async with page_process(paged), paged.client(cookie=f"{COOKIE}={key}") as client:
+        for method, path in (("GET", "/"), ("POST", "/gradio_api/queue/join"), ("GET", "/config")):
+            seen = (await client.request(method, path, headers=said)).json()["headers"]
+            assert seen[ROLE_HEADER] == role
+            assert seen[OWNER_HEADER] == (await paged.services.keys.list())[0].id
+        await paged.end(key)
+        assert (await client.get("/")).status_code == 401
         assert (await client.post("/gradio_api/queue/join", json={})).status_code == 401
 
 

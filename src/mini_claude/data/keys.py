@@ -1,11 +1,12 @@
 """Stored API keys."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from sqlalchemy import insert, select, update
 
 from mini_claude.data.database import Database
-from mini_claude.data.records import ApiKey
+from mini_claude.data.records import ApiKey, KeyRole
 from mini_claude.data.tables import ApiKeyRow
 from mini_claude.errors import NotFound
 
@@ -21,7 +22,13 @@ class KeyRepository:
         with self._database.write() as session:
             session.execute(
                 insert(ApiKeyRow).values(
-                    id=key.id, name=key.name, prefix=key.prefix, sha256=sha256, created_at=key.created_at
+                    id=key.id,
+                    name=key.name,
+                    prefix=key.prefix,
+                    sha256=sha256,
+                    created_at=key.created_at,
+                    role=key.role,
+                    expires_at=key.expires_at,
                 )
             )
 
@@ -31,12 +38,15 @@ class KeyRepository:
             rows = session.scalars(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.id))
             return tuple(_record(row) for row in rows)
 
+    def get(self, key_id: str) -> ApiKey:
+        """One key. Raises `NotFound`."""
+        with self._database.read() as session:
+            return _record(_found(session.get(ApiKeyRow, key_id), key_id))
+
     def revoke(self, key_id: str, now: float) -> None:
         """Mark the key as revoked; a second time changes nothing. Raises `NotFound`."""
         with self._database.write() as session:
-            row = session.get(ApiKeyRow, key_id)
-            if row is None:
-                raise NotFound(f"There is no key {key_id!r}; `mini-claude keys list` shows the ids.")
+            _found(session.get(ApiKeyRow, key_id), key_id)
             session.execute(
                 update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=now)
             )
@@ -53,5 +63,19 @@ class KeyRepository:
             return tuple((_record(row), row.sha256) for row in rows)
 
 
+def _found(row: ApiKeyRow | None, key_id: str) -> ApiKeyRow:
+    if row is None:
+        raise NotFound(f"There is no key {key_id[:80]!r}; `mini-claude keys list` shows the ids.")
+    return row
+
+
 def _record(row: ApiKeyRow) -> ApiKey:
-    return ApiKey(row.id, row.name, row.prefix, row.created_at, row.revoked_at)
+    return ApiKey(
+        id=row.id,
+        name=row.name,
+        prefix=row.prefix,
+        created_at=row.created_at,
+        role=cast(KeyRole, row.role),
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

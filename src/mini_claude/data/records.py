@@ -11,18 +11,31 @@ from mini_claude.types import Message, Usage
 TurnStatus = Literal["running", "done", "failed"]
 TurnRole = Literal["user", "assistant"]
 Rating = Literal["up", "down"]
+KeyRole = Literal["admin", "user"]
+KeyState = Literal["active", "expired", "revoked"]
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as its owner may see it later: `prefix` is its first characters, the rest is stored nowhere."""
+    """A key as its owner may see it later: `prefix` is its first characters, the rest is stored nowhere.
+
+    An admin's key may manage the server for everybody, a user's only what is its own. `expires_at` None: never.
+    """
 
     id: str
     name: str
     prefix: str
     created_at: float
+    role: KeyRole
+    expires_at: float | None = None
     revoked_at: float | None = None
+
+    def state(self, now: float) -> KeyState:
+        """Whether it opens anything; one that was revoked stays so, whenever it would have expired."""
+        if self.revoked_at is not None:
+            return "revoked"
+        return "active" if self.expires_at is None or now < self.expires_at else "expired"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,16 @@
-"""Who is asking."""
+"""Who is asking, and what only some may do."""
 
 from dataclasses import dataclass
+from typing import Final
+
+from mini_claude.data.records import KeyRole
+from mini_claude.errors import Forbidden
 
 LOCAL_OWNER = "local"  # no key id looks like this: those are 32 hexadecimal digits
+_ADMIN_ONLY: Final = (
+    "This manages the server for everybody, which only an admin's key may; yours is a user's. Whoever runs the server "
+    "makes one with `mini-claude keys create NAME --role admin`."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +19,19 @@ class Caller:
 
     owner: str
     key_id: str | None
+    role: KeyRole = "user"
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether this one may manage what is everybody's."""
+        return self.role == "admin"
 
 
-LOCAL = Caller(LOCAL_OWNER, None)
+LOCAL = Caller(LOCAL_OWNER, None, "admin")
+
+
+def require_admin(caller: Caller) -> Caller:
+    """The caller again. Raises `Forbidden` unless it is an admin."""
+    if not caller.is_admin:
+        raise Forbidden(_ADMIN_ONLY, code="admin_only")
+    return caller

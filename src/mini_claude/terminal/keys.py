@@ -1,10 +1,11 @@
 """`mini-claude keys ...`: who may call the server."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import typer
 from rich.console import Console
@@ -13,11 +14,18 @@ from rich.text import Text
 
 from mini_claude.data.database import Database
 from mini_claude.data.keys import KeyRepository
+from mini_claude.errors import InvalidRequest
 from mini_claude.services.keys import KeyService
 from mini_claude.utils.config import Settings
 
 app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 console = Console()
+_SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
+_UNIT_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60}
+_NO_ADMIN: Final = (
+    "No admin's key opens the server now, so nobody can load models or make keys over it; "
+    "`mini-claude keys create NAME --role admin` makes one."
+)
 
 
 @contextmanager
@@ -32,22 +40,55 @@ def open_keys(settings: Settings) -> Iterator[KeyService]:
 
 
 @app.command()
-def create(name: Annotated[str, typer.Argument(help="Whose key it is, for your own memory.")]) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for your own memory.")],
+    role: Annotated[
+        Literal["user", "admin"] | None,
+        typer.Option(help="An admin manages the server for everybody.", show_default="user; admin where none is"),
+    ] = None,
+    expires: Annotated[str | None, typer.Option(help="How long it opens the server, as in 30d, 12h or 45m.")] = None,
+) -> None:
     """Make a key and show it, once. From the first key on, every request needs one."""
+    ends = None if expires is None else time.time() + seconds_of(expires)
     with open_keys(Settings()) as keys:
-        _, plain = asyncio.run(keys.create(name))
+        key, plain = asyncio.run(keys.create(name, role, ends))
+        has_admin = asyncio.run(keys.has_admin())
     console.print(plain, markup=False, highlight=False)
-    Console(stderr=True).print("Keep it: it is not shown again. Clients send it as `Authorization: Bearer ...`.")
+    words = ["Keep it: it is not shown again. Clients send it as `Authorization: Bearer ...`."]
+    if role is None and key.role == "admin":
+        words.append("It is an admin's key, since there was none; for others make users' keys.")
+    if ends is not None:
+        words.append(f"It expires at {_date(ends)}.")
+    if not has_admin:
+        words.append(_NO_ADMIN)
+    Console(stderr=True).print(" ".join(words), markup=False)
+
+
+def seconds_of(span: str) -> int:
+    """A span of days, hours or minutes, as in 30d, 12h or 45m. Raises `InvalidRequest`."""
+    parts = _SPAN.fullmatch(span)
+    if parts is None:
+        raise InvalidRequest(
+            f"--expires {span[:80]!r} is no span of time: write a number and d, h or m, as in 30d.", param="expires"
+        )
+    return int(parts[1]) * _UNIT_SECONDS[parts[2]]
 
 
 @app.command("list")
 def list_keys() -> None:
-    """Show all keys (never the keys themselves)."""
-    table = Table(Column("id", min_width=32), "name", "begins with", "created", "revoked", box=None, pad_edge=False)
+    """Show all keys (never the keys themselves): whose, what they may do, and whether they still open the server."""
+    key_id, role, created, state = (Column(name, no_wrap=True) for name in ("id", "role", "created", "state, end"))
+    name = Column("name, begins with", overflow="fold")  # alone in being narrower where the terminal is
+    table = Table(key_id, name, role, created, state, box=None, pad_edge=False)
+    now = time.time()
     with open_keys(Settings()) as keys:
         for key in asyncio.run(keys.list()):
-            revoked = _date(key.revoked_at) if key.revoked_at else ""
-            table.add_row(key.id, Text(key.name), key.prefix, _date(key.created_at), revoked)
+            ended = key.revoked_at or key.expires_at
+            words = [key.state(now), *([_date(ended)] if ended else [])]
+            cells = (_date(key.created_at), " ".join(words))
+            table.add_row(
+                key.id, Text(f"{key.name}\n{key.prefix}"), key.role, *(cell.replace(" ", "\n") for cell in cells)
+            )
     console.print(table)
 
 

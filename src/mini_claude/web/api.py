@@ -28,6 +28,7 @@ from mini_claude.web.routes import (
     chat_socket,
     datasets,
     feedback,
+    keys,
     models,
     openai,
     page,
@@ -122,6 +123,8 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
     for router in (
         system.public_router,
         system.router,
+        keys.me_router,
+        keys.router,
         chat.router,
         chat_socket.router,
         feedback.router,

@@ -1,16 +1,17 @@
 """What routes ask for: the services, and who is calling.
 
 Access is denied by default: every router depends on `caller_of` (or, for WebSockets, on `socket_caller`), except
-the one that answers /api/v1/health/live; a test walks all routes to see that it stays so.
+the one that answers /api/v1/health/live; a test walks all routes to see that it stays so. What manages the server for
+everybody depends on `admin_of` too; another test sorts every route by who may call it.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from mini_claude.errors import Forbidden, Unauthorized
-from mini_claude.services.identity import LOCAL, Caller
+from mini_claude.services.identity import LOCAL, Caller, require_admin
 from mini_claude.services.services import Services
 from mini_claude.utils.config import NO_KEY_SENTENCE
 from mini_claude.web.origins import host_allowed, is_local_client
@@ -47,7 +48,7 @@ async def caller_with_key(services: Services, key: str | None) -> Caller:
     if key is None:
         raise Unauthorized(KEY_SENTENCE)
     record = await services.keys.authenticate(key)
-    return Caller(owner=record.id, key_id=record.id)
+    return Caller(owner=record.id, key_id=record.id, role=record.role)
 
 
 def local_caller(connection: HTTPConnection, services: Services) -> Caller:
@@ -71,6 +72,18 @@ async def caller_of(connection: HTTPConnection, services: ServicesDep) -> Caller
 
 
 CallerDep = Annotated[Caller, Depends(caller_of)]
+
+
+async def admin_of(caller: CallerDep) -> Caller:
+    """Who is calling, where that is an admin. Raises `Forbidden`."""
+    return require_admin(caller)
+
+
+AdminDep = Annotated[Caller, Depends(admin_of)]
+ADMIN_ONLY: Final = Depends(admin_of)  # for routes that need not know which admin it is
+ADMIN_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    403: {"description": "The key is a user's (code admin_only)."}
+}
 
 
 def key_in_subprotocols(connection: HTTPConnection) -> str | None:

@@ -1,7 +1,7 @@
 """A worker's line to the page's process: HTTP over a Unix socket that only this user can open.
 
-What passes is the page's own traffic. Who is calling was found out by the worker and is told in a header; the same
-header from outside is thrown away.
+What passes is the page's own traffic. Who is calling, and as what, was found out by the worker and is told in
+headers; the same headers from outside are thrown away.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from mini_claude.web.streaming import cancel_all, hung_up
 
 OWNER_HEADER: Final = "x-mini-claude-owner"
 KEY_HEADER: Final = "x-mini-claude-key-id"
+ROLE_HEADER: Final = "x-mini-claude-role"
 CONNECT_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 1000
 # Of one connection (RFC 9110, section 7.6.1), or ours to say.
@@ -28,7 +29,8 @@ NOT_FORWARDED: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "upgrade"),
         *("transfer-encoding", "content-length", "authorization", "x-api-key", "cookie"),
-        *(OWNER_HEADER, KEY_HEADER, "x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "forwarded"),
+        *(OWNER_HEADER, KEY_HEADER, ROLE_HEADER),
+        *("x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "forwarded"),
     }
 )
 # Gradio's page starts inline scripts and compiles templates. Nothing may come from, or go to, anywhere else.
@@ -67,7 +69,7 @@ class PageLine:
     async def forward(self, request: Request, caller: Caller) -> Response:
         """The page's answer, passed on while it comes. Raises `Unavailable` and `PayloadTooLarge`."""
         headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
-        headers += [(OWNER_HEADER, caller.owner), ("x-forwarded-proto", request.url.scheme)]
+        headers += [(OWNER_HEADER, caller.owner), (ROLE_HEADER, caller.role), ("x-forwarded-proto", request.url.scheme)]
         if caller.key_id is not None:
             headers.append((KEY_HEADER, caller.key_id))
         outgoing = self._http.build_request(

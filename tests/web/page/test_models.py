@@ -65,12 +65,13 @@ async def tab(site: Site) -> ModelsTab:
 
 def test_a_model_that_is_ready_can_be_unloaded_and_shows_what_it_takes() -> None:
     info = ModelInfo("m", "ready", license="MIT", engine="torch", dtype="float32", memory_bytes=540_000_000, restarts=2)
-    item = item_of(info)
+    item = item_of(info, manages=True)
     assert [action["verb"] for action in item["actions"]] == ["load", "unload"]
     assert "540 MB" in item["facts"]
     assert "2 times after a crash" in item["facts"]
-    assert [action["verb"] for action in item_of(ModelInfo("m", "available"))["actions"]] == ["load"]
-    assert item_of(ModelInfo("m", "loading"))["actions"][0]["off"] == "disabled"
+    assert [action["verb"] for action in item_of(ModelInfo("m", "available"), manages=True)["actions"]] == ["load"]
+    assert item_of(info, manages=False)["actions"] == []
+    assert item_of(ModelInfo("m", "loading"), manages=True)["actions"][0]["off"] == "disabled"
 
 
 def test_memory_is_told_of_models_machine_and_gpus() -> None:
@@ -163,6 +164,23 @@ async def test_models_are_loaded_with_the_chosen_options_and_unloaded(
     async for _ in tab._load(visit, click(["unload", "smollm2-135m"]), "", "auto", ""):
         pass
     assert site.runtime.loaded == {}
+
+
+async def test_a_user_sees_the_models_and_can_neither_load_nor_unload_one(
+    tab: ModelsTab, site: Site, visit: gr.Request, foreign_visit: gr.Request
+) -> None:
+    for admin in (True, False):
+        request = visit if admin else foreign_visit
+        _, options = await tab._names(request)
+        cards = (await tab._refresh(request, "", None))[tab.models.list]
+        assert options.visible is admin
+        assert all(bool(card["actions"]) is admin for card in cards)
+    await site.services.models.load("smollm2-135m")
+    for verb in ("load", "unload"):
+        with pytest.raises(gr.Error, match="only an admin's key"):
+            async for _ in tab._load(foreign_visit, click([verb, "smollm2-135m"]), "", "bfloat16", ""):
+                pass
+    assert [info.dtype for info in site.runtime.loaded.values()] == ["auto"]
 
 
 async def test_a_load_that_fails_says_why(tab: ModelsTab, visit: gr.Request) -> None:

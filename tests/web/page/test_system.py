@@ -1,5 +1,6 @@
 """The history of the machine, its rates, its plots and its totals."""
 
+import json
 from dataclasses import replace
 
 import gradio as gr
@@ -10,7 +11,7 @@ from mini_claude.services.health import Health
 from mini_claude.services.recent_errors import LoggedError
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.system_history import Sample, SystemHistory, token_rates
-from mini_claude.web.page.system_report import errors_html, health_html, plots_html, totals_of
+from mini_claude.web.page.system_report import errors_html, figures_of, health_html, plots_html, totals_of
 from mini_claude.web.page.time_plot import time_plot
 
 from ..conftest import Site
@@ -85,7 +86,9 @@ def test_totals_are_summed_over_models_routes_and_codes() -> None:
 @pytest.mark.parametrize(("state", "word"), [("ready", "Ready to answer"), ("failed", "Not ready")])
 def test_health_says_first_whether_a_question_would_be_answered(state: str, word: str) -> None:
     health = Health("ok", "ok", "<m>", state)  # type: ignore[arg-type]
-    html = health_html(health, "0.1.0", 2_000_000_000, totals_of(""))
+    html = health_html(health, "0.1.0", figures_of(2_000_000_000, totals_of("")))
+    assert "free disk: 2.0 GB" in html
+    assert "free disk" not in health_html(health, "0.1.0")
     assert word in html
     assert "default model &lt;m&gt;" in html
 
@@ -107,6 +110,24 @@ async def test_the_tab_tells_what_is_wrong_while_there_is_no_supervisor(site: Si
     assert "The supervisor does not answer." in health
     assert "No figures yet" in plots
     assert "None in the log files" in errors
+
+
+async def test_a_user_is_told_of_health_and_of_no_figures_or_errors(
+    site: Site, visit: gr.Request, foreign_visit: gr.Request
+) -> None:
+    logs = site.services.settings.logs_dir
+    logs.mkdir(parents=True)
+    line = {"level": "error", "logger": "mini_claude.x", "event": "engine.crashed", "timestamp": "2026-01-02T03:04:05Z"}
+    (logs / "api-0.log").write_text(json.dumps(line))
+    with gr.Blocks():
+        tab = SystemTab(site.services)
+    await tab._history.look()
+    assert ["requests" in part or "engine.crashed" in part for part in await tab._look(visit)] == [True, False, True]
+    health, plots, errors = await tab._look(foreign_visit)
+    assert "Ready to answer" in health
+    assert "requests" not in health
+    assert "admins' keys" in plots
+    assert errors == ""
 
 
 async def test_its_timer_runs_only_while_it_is_the_open_tab(site: Site, visit: gr.Request) -> None:

@@ -146,6 +146,22 @@ async def test_serve_this_makes_the_result_the_default(tab: TrainTab, visit: gr.
     assert (await tab._take(visit, {"dataset": demo.DATASET}, None))[tab.form.model].value == "smollm2-135m"
 
 
+async def test_a_user_trains_and_cannot_serve_the_result_to_everybody(
+    tab: TrainTab, visit: gr.Request, foreign_visit: gr.Request, file_site: Site
+) -> None:
+    for request, admin in ((foreign_visit, False), (visit, True)):
+        here = (await tab._demo(request, None, None))[tab.here]
+        finish(file_site, here["job"])
+        shown = await tab._tick(request, here, None)
+        assert shown[tab.panel.result].visible
+        assert (tab.panel.serve in shown) is admin  # else it stays as it was made: invisible
+        if not admin:
+            with pytest.raises(gr.Error, match="only an admin's key"):
+                await tab._serve(request, here)
+    assert not tab.panel.serve.visible
+    assert await file_site.services.models.default_name() == "smollm2-135m"
+
+
 async def test_what_is_missing_is_told(tab: TrainTab, visit: gr.Request) -> None:
     with pytest.raises(gr.Error, match="Choose a dataset first"):
         await tab._start(visit, None, None, None, "", *values())

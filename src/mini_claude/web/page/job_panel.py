@@ -52,7 +52,7 @@ class JobPanel:
                 self.compare = gr.Button(
                     "Compare before and after", variant="primary", min_width=160, elem_id="job-compare"
                 )
-                self.serve = gr.Button("Serve this", min_width=160, elem_id="job-serve")
+                self.serve = gr.Button("Serve this", visible=False, min_width=160, elem_id="job-serve")
             self.answers = gr.HTML("", elem_id="job-answers")
             self.certificate = gr.HTML("", elem_id="job-certificate")
         with gr.Accordion("Log", open=True, visible=False) as self.log_box:
@@ -65,6 +65,7 @@ class JobPanel:
             "resume": self.resume,
             "curves": self.curves,
             "result": self.result,
+            "serve": self.serve,
             "certificate": self.certificate,
             "log_box": self.log_box,
             "log": self.log,
@@ -72,7 +73,10 @@ class JobPanel:
         self.outputs: list[gr.blocks.Block] = [*self._places.values(), self.answers]
 
     async def look(self, caller: Caller, job_id: str | None, seen: Seen | None) -> tuple[Seen, Update]:
-        """The list and a job of it, as far as the page does not show them. One that is gone is none."""
+        """The list and a job of it, as far as the page does not show them. One that is gone is none.
+
+        Only an admin can make a result what answers everybody.
+        """
         jobs = await self._services.training.list(caller, MAX_JOBS)
         job = next((each for each in jobs if each.id == job_id), None)
         known = None if seen is None else seen.history
@@ -80,6 +84,7 @@ class JobPanel:
         if history is not None:  # what came to an end since the list was read
             job = await self._services.training.get(caller, history.job_id)
         values = _values(jobs, job, history)
+        values["serve"] = values["result"] and caller.is_admin
         before = _values((), None, None) if seen is None else seen.values
         update = {self._places[name]: _shown(name, value) for name, value in values.items() if before[name] != value}
         if (known and known.job_id) != (history and history.job_id):
@@ -102,6 +107,7 @@ def _values(jobs: Sequence[Job], job: Job | None, history: JobHistory | None) ->
         "resume": False,
         "curves": "",
         "result": False,
+        "serve": False,
         "certificate": "",
         "log_box": False,
         "log": "",
@@ -126,7 +132,7 @@ def _shown(name: str, value: Any) -> Any:
     match name:
         case "timer":
             return gr.Timer(active=value)
-        case "cancel" | "resume":
+        case "cancel" | "resume" | "serve":
             return gr.Button(visible=value)
         case "result":
             return gr.Column(visible=value)

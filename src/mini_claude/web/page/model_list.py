@@ -1,4 +1,4 @@
-"""The base models: what they are, which are in memory, and buttons to load and unload them."""
+"""The base models: what they are, which are in memory, and for admins buttons to load and unload them."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -7,6 +7,7 @@ import gradio as gr
 import psutil
 
 from mini_claude.runtime.messages import RuntimeStatus
+from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.types import ModelInfo, ModelState
 
@@ -57,7 +58,7 @@ class ModelList:
         self._services = services
         self.memory = gr.HTML("", elem_id="models-memory")
         self.list = gr.HTML([], html_template=_TEMPLATE, js_on_load=_CLICK, elem_id="models")
-        with gr.Accordion("How to load", open=False, elem_id="load-options"):
+        with gr.Accordion("How to load", open=False, elem_id="load-options") as self.options:
             gr.Markdown("Used by the next click on Load. " + _MEMORY_INFO)
             self.dtype = gr.Dropdown(_DTYPES, value="auto", label="Precision of the numbers", elem_id="load-dtype")
             self.quantization = gr.Dropdown(
@@ -72,9 +73,9 @@ class ModelList:
         """Of all base models."""
         return [info.name for info in await self._bases()]
 
-    async def items(self) -> list[dict[str, Any]]:
+    async def items(self, caller: Caller) -> list[dict[str, Any]]:
         """The value of `list`."""
-        return [item_of(info) for info in await self._bases()]
+        return [item_of(info, manages=caller.is_admin) for info in await self._bases()]
 
     async def memory_html(self) -> str:
         """The value of `memory`."""
@@ -85,12 +86,13 @@ class ModelList:
         return [info for info in await self._services.models.list() if ":" not in info.name]
 
 
-def item_of(info: ModelInfo) -> dict[str, Any]:
-    """A card. While a model comes or goes its buttons are off."""
+def item_of(info: ModelInfo, *, manages: bool) -> dict[str, Any]:
+    """A card; with buttons for whoever `manages` the server. While a model comes or goes they are off."""
     state, tone = _STATES[info.state]
     off = "disabled" if info.state in ("loading", "unloading") else ""
     load = {"verb": "load", "name": info.name, "label": "Load again" if info.state == "ready" else "Load", "off": off}
     unload = {"verb": "unload", "name": info.name, "label": "Unload", "off": off}
+    actions = [load, unload] if info.state == "ready" else [load]
     precision = info.quantization or info.dtype
     facts = [
         info.license,
@@ -108,7 +110,7 @@ def item_of(info: ModelInfo) -> dict[str, Any]:
         "tone": tone,
         "facts": " · ".join(str(fact) for fact in facts if fact),
         "error": info.error or "",
-        "actions": [load, unload] if info.state == "ready" else [load],
+        "actions": actions if manages else [],
     }
 
 

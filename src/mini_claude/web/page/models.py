@@ -17,7 +17,7 @@ from mini_claude.web.page.downloads import keep_download
 from mini_claude.web.page.errand_list import ErrandList
 from mini_claude.web.page.errands import Errands, Outcome
 from mini_claude.web.page.model_list import ModelList
-from mini_claude.web.page.visitor import event, stream, visitor
+from mini_claude.web.page.visitor import admin_visitor, event, stream, visitor
 
 LOOK_SECONDS: Final = 2.0
 LABEL: Final = "Models"
@@ -52,7 +52,7 @@ class ModelsTab:
 
     def start(self, page: gr.Blocks, tabs: gr.Tabs) -> None:
         """The lists are looked at every two seconds while this tab is the open one."""
-        page.load(self._names, None, self.importing.model, **_QUIET)
+        page.load(self._names, None, [self.importing.model, self.models.options], **_QUIET)
         tabs.select(self._opened, None, self.timer, **_QUIET)
         for look in (tabs.select, self.timer.tick):
             look(self._refresh, [self.chosen, self.seen], self._lists, **_QUIET)
@@ -83,8 +83,8 @@ class ModelsTab:
     async def _look(self, caller: Caller, chosen: str, seen: Any) -> Update:
         """The lists; one that is as it was in `seen` is left alone, so that the keyboard's focus stays where it is."""
         now: list[Any] = [
-            await self.models.memory_html(),
-            await self.models.items(),
+            await self.models.memory_html() if caller.is_admin else "",
+            await self.models.items(caller),
             await self.adapters.items(caller, chosen),
             self.errands.items(caller),
             self.errands.paths(caller),
@@ -113,11 +113,15 @@ class ModelsTab:
         return gr.Timer(active=tab.value == LABEL)
 
     @event
-    async def _names(self, request: gr.Request) -> gr.Dropdown:
-        visitor(request)
+    async def _names(self, request: gr.Request) -> tuple[gr.Dropdown, gr.Accordion]:
+        """Which models an adapter can be for; and, for admins, how to load one."""
+        caller = visitor(request)
         names = await self.models.names()
         default = await self._services.models.default_name()
-        return gr.Dropdown(names, value=default if default in names else None)
+        return (
+            gr.Dropdown(names, value=default if default in names else None),
+            gr.Accordion(visible=caller.is_admin),
+        )
 
     @event
     async def _refresh(self, request: gr.Request, chosen: str, seen: Any) -> Update:
@@ -130,7 +134,7 @@ class ModelsTab:
         self, request: gr.Request, click: gr.SelectData, chosen: str, dtype: str, quantization: str
     ) -> AsyncIterator[Update]:
         """Load or unload; the state while that is under way comes with the timer."""
-        caller, (verb, name) = visitor(request), click.value
+        caller, (verb, name) = admin_visitor(request), click.value
         try:
             if verb == "load":
                 await self._services.models.load(name, {"dtype": dtype, "quantization": quantization or None})

@@ -1,4 +1,4 @@
-"""The System tab: how the machine and the server are, live while somebody looks."""
+"""The System tab: whether the server can answer, and for admins how it and the machine are, live while they look."""
 
 import shutil
 import time
@@ -13,11 +13,12 @@ from mini_claude.services.health import check_health
 from mini_claude.services.recent_errors import recent_errors
 from mini_claude.services.services import Services
 from mini_claude.web.page.system_history import SAMPLE_SECONDS, SystemHistory
-from mini_claude.web.page.system_report import errors_html, health_html, plots_html, totals_of
+from mini_claude.web.page.system_report import errors_html, figures_of, health_html, plots_html, totals_of
 from mini_claude.web.page.visitor import event, visitor
 
 MAX_ERRORS: Final = 20
 LABEL: Final = "System"
+_FOR_ADMINS: Final = "<p class='facts'>Figures and errors of the whole server are shown to admins' keys.</p>"
 _SIGN_OUT: Final = '<form method="post" action="/logout"><button class="sm secondary">Sign out</button></form>'
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -57,8 +58,11 @@ class SystemTab:
 
     @event
     async def _look(self, request: gr.Request) -> tuple[str, str, str]:
-        visitor(request)
+        """A user is told what /api/v1/health tells, an admin everything."""
+        caller = visitor(request)
         health = await check_health(self._services)
+        if not caller.is_admin:
+            return health_html(health, version("mini-claude")), _FOR_ADMINS, ""
         try:
             totals = totals_of(await self._services.runtime.metrics())
         except MiniClaudeError:  # which `health` tells
@@ -66,7 +70,7 @@ class SystemTab:
         free = await run_sync(_free_bytes, self._services)
         errors = await run_sync(recent_errors, self._services.settings.logs_dir, MAX_ERRORS)
         return (
-            health_html(health, version("mini-claude"), free, totals),
+            health_html(health, version("mini-claude"), figures_of(free, totals)),
             plots_html(self._history.samples, time.time()),
             errors_html(errors),
         )

@@ -16,21 +16,28 @@ _MB: Final = 1e6
 _PREFIX: Final = "mini_claude_"
 
 
-def health_html(health: Health, version: str, free_bytes: int, totals: Mapping[str, float]) -> str:
-    """A sentence that says whether all is well, then the parts; `totals` as `totals_of` gives them."""
+def health_html(health: Health, version: str, figures: Sequence[str] = ()) -> str:
+    """A sentence that says whether all is well, the parts, and for admins `figures_of` the whole."""
     state, word = ("good", "Ready to answer") if health.ready else ("bad", "Not ready")
     lines = [
         f'<span class="badge {state}">{word}</span>',
         f"database: {escape(health.database)}",
         f"supervisor: {escape(health.supervisor)}",
         f"default model {escape(health.default_model)}: {escape(health.default_model_state or 'unknown')}",
+        *figures,
+        f"version {escape(version)}",
+    ]
+    return '<ul class="proof">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
+
+
+def figures_of(free_bytes: int, totals: Mapping[str, float]) -> list[str]:
+    """What was served and what is left; `totals` as `totals_of` gives them."""
+    return [
         f"free disk: {free_bytes / _GB:,.1f} GB",
         f"{totals['answers']:,.0f} answers with {totals['tokens']:,.0f} tokens since the server started",
         f"first word after {totals['first_seconds']:.2f} s on average",
         f"{totals['requests']:,.0f} requests, {totals['faults']:,.0f} of them failed on our side",
-        f"version {escape(version)}",
     ]
-    return '<ul class="proof">' + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
 def totals_of(exposition: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ from mini_claude.web.page.data import DataTab, dataset_of
 from mini_claude.web.page.job_panel import JobPanel, Seen
 from mini_claude.web.page.job_view import answers_html, estimate_html
 from mini_claude.web.page.training_form import TrainingForm
-from mini_claude.web.page.visitor import event, stream, visitor
+from mini_claude.web.page.visitor import admin_visitor, event, stream, visitor
 
 LABEL: Final = "Train"
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -192,7 +192,7 @@ class TrainTab:
 
     @event
     async def _serve(self, request: gr.Request, here: Here) -> None:
-        caller = visitor(request)
+        caller = admin_visitor(request)
         reference = _result(await self._services.training.get(caller, _job(here)))
         await self._services.models.set_default(reference)
         gr.Info(f"From now on {reference} answers where no other model is chosen.")

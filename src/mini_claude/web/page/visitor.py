@@ -7,10 +7,11 @@ from typing import ParamSpec, TypeVar
 import gradio as gr
 from pydantic import ValidationError
 
+from mini_claude.data.records import KeyRole
 from mini_claude.errors import MiniClaudeError, Unauthorized
-from mini_claude.services.identity import Caller
+from mini_claude.services.identity import Caller, require_admin
 from mini_claude.utils.logging import get_logger
-from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER
+from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
 
 log = get_logger(__name__)
 
@@ -25,7 +26,13 @@ def visitor(request: gr.Request) -> Caller:
     owner = headers.get(OWNER_HEADER)
     if not owner:
         raise Unauthorized("This request did not come through a worker.")
-    return Caller(owner, headers.get(KEY_HEADER))
+    role: KeyRole = "admin" if headers.get(ROLE_HEADER) == "admin" else "user"
+    return Caller(owner, headers.get(KEY_HEADER), role)
+
+
+def admin_visitor(request: gr.Request) -> Caller:
+    """The same for what manages the server for everybody. Raises `Forbidden` unless an admin asks."""
+    return require_admin(visitor(request))
 
 
 def shown(error: Exception) -> gr.Error:

@@ -88,6 +88,7 @@ class ChatConnection:
         await asyncio.gather(*self._listening, return_exceptions=True)
 
     async def _answer(self, frame: ClientFrame, caller: Caller) -> None:
+        await self._services.keys.require_active(caller.key_id)  # a connection may well outlive its key
         match frame:
             case AuthFrame():
                 if await self._services.keys.any_exist():

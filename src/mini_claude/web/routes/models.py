@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from mini_claude.types import ModelInfo
-from mini_claude.web.deps import ServicesDep, caller_of
+from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, ServicesDep, caller_of
 from mini_claude.web.schemas.models import DefaultModelChange, DefaultModelPublic, ModelList, ModelLoad, ModelUnload
 
 MAX_HISTORY = 20
@@ -19,15 +19,15 @@ async def list_models(services: ServicesDep) -> ModelList:
     return ModelList(default=await services.models.default_name(), models=list(await services.models.list()))
 
 
-@router.post("/load")
+@router.post("/load", dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
 async def load_model(body: ModelLoad, services: ServicesDep) -> ModelInfo:
-    """Load a model and wait until it is ready; a failure leaves what was loaded as it is."""
+    """Load a model and wait until it is ready; a failure leaves what was loaded as it is. For admins."""
     return await services.models.load(body.model, body.overrides())
 
 
-@router.post("/unload")
+@router.post("/unload", dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
 async def unload_model(body: ModelUnload, services: ServicesDep) -> ModelInfo:
-    """End a model's process after its running replies; its memory is free when this returns."""
+    """End a model's process after its running replies; its memory is free when this returns. For admins."""
     await services.models.unload(body.model)
     return await services.models.get(body.model)
 
@@ -40,9 +40,12 @@ async def get_default(services: ServicesDep) -> DefaultModelPublic:
     )
 
 
-@default_router.put("")
+@default_router.put("", dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
 async def set_default(body: DefaultModelChange, services: ServicesDep) -> DefaultModelPublic:
-    """Let another model, or an adapter's version, answer where none is named. To roll back, name the one before."""
+    """Let another model, or an adapter's version, answer where none is named. To roll back, name the one before.
+
+    For admins.
+    """
     await services.models.set_default(body.model)
     return await get_default(services)
 

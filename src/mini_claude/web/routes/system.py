@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 
 from mini_claude.services.health import check_health
 from mini_claude.types import ModelState
-from mini_claude.web.deps import ServicesDep, caller_of
+from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, ServicesDep, caller_of
 
 OPENAPI_PATH: Final = "/openapi.json"
 
@@ -58,9 +58,9 @@ async def health(services: ServicesDep) -> JSONResponse:
     return JSONResponse(body.model_dump(), 200 if found.ready else 503)
 
 
-@router.get("/api/v1/metrics", response_class=Response)
+@router.get("/api/v1/metrics", response_class=Response, dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
 async def metrics(services: ServicesDep) -> Response:
-    """Prometheus text of the whole product, whichever worker is asked."""
+    """Prometheus text of the whole product, whichever worker is asked. For admins."""
     return Response(await services.runtime.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

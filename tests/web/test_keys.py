@@ -1,0 +1,122 @@
+"""Keys over REST: who am I; and for admins making, listing and revoking them."""
+
+import time
+from typing import Any
+
+import httpx2
+import pytest
+
+from mini_claude.services.identity import LOCAL_OWNER
+
+from .conftest import OpenSite, Site
+
+KEYS = "/api/v1/keys"
+ME = "/api/v1/me"
+ELSEWHERE = ("192.168.1.7", 40000)
+
+
+def with_key(site: Site, key: str) -> httpx2.AsyncClient:
+    return site.client(authorization=f"Bearer {key}")
+
+
+def error_of(answer: httpx2.Response) -> dict[str, Any]:
+    """The error without the id of its request."""
+    error: dict[str, Any] = answer.json()["error"]
+    return {name: value for name, value in error.items() if name != "request_id"}
+
+
+async def test_the_local_caller_is_an_admin_without_a_key(client: httpx2.AsyncClient) -> None:
+    assert (await client.get(ME)).json() == {"role": "admin", "key_id": None, "key_name": None, "expires_at": None}
+
+
+async def test_a_key_tells_whose_it_is_and_until_when(site: Site) -> None:
+    ends = time.time() + 3600
+    await site.key()
+    key, plain = await site.services.keys.create("guest", "user", ends)
+    async with with_key(site, plain) as client:
+        me = (await client.get(ME)).json()
+    assert me == {"role": "user", "key_id": key.id, "key_name": "guest", "expires_at": ends}
+
+
+async def test_a_key_is_shown_once_listed_without_its_text_and_revoked(site: Site) -> None:
+    admin = await site.key()
+    async with with_key(site, admin) as client:
+        made = await client.post(KEYS, json={"name": "guest"})
+        assert made.status_code == 201
+        body = made.json()
+        key = body.pop("key")
+        assert (body["role"], body["state"], body["expires_at"], body["revoked_at"]) == ("user", "active", None, None)
+        listed = await client.get(KEYS)
+        assert listed.json()["keys"][1] == body
+        assert key not in listed.text
+        assert key.startswith(body["prefix"])
+        async with with_key(site, key) as guest:
+            assert (await guest.get(ME)).json()["key_name"] == "guest"
+            assert (await client.delete(f"{KEYS}/{body['id']}")).status_code == 204
+            assert (await guest.get(ME)).status_code == 401
+        assert (await client.get(KEYS)).json()["keys"][1]["state"] == "revoked"
+        assert (await client.delete(f"{KEYS}/nothing")).status_code == 404
+
+
+async def test_an_expired_key_is_refused_in_the_words_for_an_unknown_one(site: Site) -> None:
+    admin, guest = await site.key(), await site.key()
+    async with with_key(site, guest) as client, with_key(site, "mc-" + "A" * 43) as stranger:
+        assert (await client.get(ME)).status_code == 200
+        await site.end(guest)
+        ended, unknown = await client.get(ME), await stranger.get(ME)
+    assert ended.status_code == unknown.status_code == 401
+    assert error_of(ended) == error_of(unknown)
+    async with with_key(site, admin) as client:
+        assert [key["state"] for key in (await client.get(KEYS)).json()["keys"]] == ["active", "expired"]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"name": ""}, 422, "name"),
+        ({"name": "bell\a"}, 400, "name"),
+        ({"name": "x" * 201}, 422, "name"),
+        ({"role": "root"}, 422, "role"),
+        ({"expires_at": 1}, 400, "expires_at"),
+        ({"expires_at": 1e18}, 400, "expires_at"),
+        ({"expires_at": 10**400}, 422, "expires_at"),
+        ({"expires_at": "tomorrow"}, 422, "expires_at"),
+        ({"owner": LOCAL_OWNER}, 422, "owner"),
+    ],
+)
+async def test_what_makes_no_key_is_refused_by_name(
+    site: Site, change: dict[str, Any], status: int, param: str
+) -> None:
+    async with site.client() as client:
+        answer = await client.post(KEYS, json={"name": "guest", **change})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+    assert await site.services.keys.list() == ()
+
+
+async def test_the_first_key_is_an_admins_and_closes_the_server(site: Site) -> None:
+    async with site.client() as client:
+        made = (await client.post(KEYS, json={"name": "mine"})).json()
+        assert made["role"] == "admin"
+        assert (await client.get(KEYS)).status_code == 401
+    async with with_key(site, made["key"]) as client:
+        assert (await client.get(ME)).json()["role"] == "admin"
+
+
+async def test_no_other_machine_makes_the_first_key(open_site: OpenSite) -> None:
+    site = await open_site(allow_unauthenticated_network=True)
+    async with site.client(client=ELSEWHERE, base="http://192.168.1.2:8000") as client:
+        assert (await client.get(ME)).json()["role"] == "admin"
+        answer = await client.post(KEYS, json={"name": "mine"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "first_key_is_local")
+    assert not await site.services.keys.any_exist()
+
+
+async def test_the_description_has_examples_and_says_what_is_for_admins(client: httpx2.AsyncClient) -> None:
+    description = (await client.get("/openapi.json")).json()
+    for path, method in ((KEYS, "get"), (KEYS, "post"), ("/api/v1/models/load", "post"), ("/api/v1/metrics", "get")):
+        operation = description["paths"][path][method]
+        assert "admin_only" in operation["responses"]["403"]["description"]
+        assert "For admins." in operation["description"]
+    assert "403" not in description["paths"][ME]["get"]["responses"]
+    schemas = description["components"]["schemas"]
+    assert all(schemas[name]["examples"] for name in ("Me", "KeyCreate", "KeyPublic", "KeyMade"))
