@@ -1,9 +1,10 @@
 """The application over real services, an in-memory database and the echo engine, called without a socket."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from mini_claude.data.records import KeyRole
+from mini_claude.models.catalog import BUILTIN
 from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.web.api import create_app
@@ -44,6 +46,13 @@ class Site:
 
     async def key(self, role: KeyRole | None = None) -> str:
         return (await self.services.keys.create("test", role))[1]
+
+    def place(self, name: str) -> None:
+        """Let the files of this built-in model be on the machine."""
+        folder = self.services.settings.models_dir / name
+        folder.mkdir(parents=True)
+        source = next(spec.sources[0] for spec in BUILTIN if spec.name == name)
+        (folder / "made_from.json").write_text(json.dumps(asdict(source)))
 
     async def end(self, key: str) -> None:
         """Let the key's time have come."""

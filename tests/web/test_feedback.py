@@ -126,6 +126,9 @@ async def test_a_preference_is_kept_listed_made_a_dataset_and_forgotten(client: 
 async def test_the_default_model_is_chosen_and_rolled_back(site: Site) -> None:
     async with site.client() as client:
         assert (await client.get("/api/v1/default-model")).json() == {"model": "smollm2-135m", "history": []}
+        absent = await client.put("/api/v1/default-model", json={"model": "dialogpt-small"})
+        assert (absent.status_code, absent.json()["error"]["code"]) == (409, "model_not_downloaded")
+        site.place("dialogpt-small")
         chosen = await client.put("/api/v1/default-model", json={"model": "dialogpt-small"})
         assert chosen.json()["model"] == "dialogpt-small"
         said = await client.post("/api/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hello"}]})

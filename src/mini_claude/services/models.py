@@ -8,7 +8,8 @@ from typing import Any, Final, get_args
 from anyio.to_thread import run_sync
 
 from mini_claude.data.records import DefaultChoice
-from mini_claude.errors import InvalidRequest, StorageError
+from mini_claude.errors import Conflict, InvalidRequest, StorageError
+from mini_claude.models.materialize import is_materialized
 from mini_claude.models.origin import origin_of
 from mini_claude.runtime.runtime import Runtime
 from mini_claude.services.adapters import AdapterService, ServedModel
@@ -83,10 +84,28 @@ class ModelService:
         return (await self.serving(None)).name
 
     async def set_default(self, reference: str) -> str:
-        """Let this model or adapter answer where none is named; its name with its version. Raises `NotFound`."""
-        name = (await self.serving(reference)).name
+        """Let this model or adapter answer where none is named; its name with its version.
+
+        Raises `NotFound`, and `Conflict` for a model that would have to be downloaded first.
+        """
+        served = await self.serving(reference)
+        if served.spec.name in await self.not_downloaded():
+            raise Conflict(
+                f"Model {served.spec.name!r} is not on this machine; download it first: mini-claude models pull "
+                f"{served.spec.name}",
+                code="model_not_downloaded",
+                param="model",
+            )
+        name = served.name
         await self._catalog.default.choose(name)
         return name
+
+    async def not_downloaded(self) -> frozenset[str]:
+        """The models whose files are on a hub only."""
+        specs = [spec for spec in await self._catalog.list() if all(source.kind == "hub" for source in spec.sources)]
+        folder = self._settings.models_dir
+        here = [await run_sync(is_materialized, spec, folder) for spec in specs]
+        return frozenset(spec.name for spec, found in zip(specs, here, strict=True) if not found)
 
     async def default_history(self, limit: int) -> Sequence[DefaultChoice]:
         """What was made the default, newest first; empty while the setting holds."""

@@ -57,13 +57,13 @@ def prepare_data(
 
 
 def _broken(problems: list[RowProblem]) -> InvalidRequest:
-    told = " ".join(
-        f"Row {problem.row}{'' if problem.line is None else f' (line {problem.line})'}: {problem.reason}"
+    told = "; ".join(
+        f"row {problem.row}{'' if problem.line is None else f' (line {problem.line})'}: {problem.reason}"
         for problem in problems[:_MAX_TOLD]
     )
-    more = f" And {len(problems) - _MAX_TOLD} more." if len(problems) > _MAX_TOLD else ""
+    more = f"; and {len(problems) - _MAX_TOLD} more" if len(problems) > _MAX_TOLD else ""
     return InvalidRequest(
-        f"Rows that cannot be used: {len(problems)}. {told}{more} Mend them, or set drop_broken_rows.",
+        f"Rows that cannot be used: {len(problems)}. {told}{more}. Mend them, or set drop_broken_rows.",
         code="broken_rows",
         param="drop_broken_rows",
     )

@@ -17,6 +17,7 @@ async def panel(site: Site) -> DefaultPanel:
 async def test_an_admin_chooses_another_default_and_goes_back(
     panel: DefaultPanel, site: Site, visit: gr.Request
 ) -> None:
+    site.place("dialogpt-medium")
     model, choose, back = await panel._look(visit)
     assert (model.value, model.interactive, choose.interactive, back.interactive) == ("smollm2-135m", True, True, False)
     model, _, back = await panel._choose(visit, "dialogpt-medium")
@@ -28,6 +29,7 @@ async def test_an_admin_chooses_another_default_and_goes_back(
 async def test_a_user_sees_the_default_and_cannot_change_it(
     panel: DefaultPanel, site: Site, visit: gr.Request, foreign_visit: gr.Request
 ) -> None:
+    site.place("dialogpt-medium")
     await panel._choose(visit, "dialogpt-medium")
     model, *buttons = await panel._look(foreign_visit)
     assert (model.value, model.interactive) == ("dialogpt-medium", False)
@@ -36,3 +38,8 @@ async def test_a_user_sees_the_default_and_cannot_change_it(
         with pytest.raises(gr.Error, match="only an admin's key"):
             await attempt
     assert await site.services.models.default_name() == "dialogpt-medium"
+
+
+async def test_what_is_not_on_this_machine_cannot_answer_everybody(panel: DefaultPanel, visit: gr.Request) -> None:
+    with pytest.raises(gr.Error, match="mini-claude models pull dialogpt-large"):
+        await panel._choose(visit, "dialogpt-large")

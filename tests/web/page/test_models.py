@@ -74,6 +74,12 @@ def test_a_model_that_is_ready_can_be_unloaded_and_shows_what_it_takes() -> None
     assert item_of(ModelInfo("m", "loading"), manages=True)["actions"][0]["off"] == "disabled"
 
 
+def test_a_model_that_is_not_on_this_machine_says_how_it_comes_here() -> None:
+    item = item_of(ModelInfo("m", "failed", license="MIT", error="no"), manages=True, absent=True)
+    assert (item["state"], item["actions"], item["error"]) == ("not on this machine", [], "")
+    assert "mini-claude models pull m" in item["facts"]
+
+
 def test_memory_is_told_of_models_machine_and_gpus() -> None:
     processes = (ProcessMemory("engine:m", 1, 2_000_000_000), ProcessMemory("page", 2, 9_000_000_000))
     status = RuntimeStatus((), processes, {}, (GpuMemory(0, "H100", 30_000_000_000, 80_000_000_000),))

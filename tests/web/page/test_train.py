@@ -13,8 +13,9 @@ from mini_claude.data.jobs import JobRepository
 from mini_claude.services.identity import LOCAL
 from mini_claude.training import demo
 from mini_claude.web.page.data import DataTab
+from mini_claude.web.page.labels import GROUPS
 from mini_claude.web.page.train import TrainTab
-from mini_claude.web.page.training_form import GROUPS, preset_values
+from mini_claude.web.page.training_form import preset_values
 
 from ..conftest import OpenSite, Site
 
@@ -121,6 +122,19 @@ async def test_a_waiting_job_is_cancelled_and_goes_on(tab: TrainTab, visit: gr.R
     resumed = await tab._resume(visit, here, cancelled[tab.seen])
     assert "waiting" in resumed[tab.panel.head]
     assert resumed[tab.panel.resume].visible is False
+
+
+async def test_rows_that_are_known_to_be_broken_are_decided_about_before_the_start(
+    tab: TrainTab, visit: gr.Request, file_site: Site
+) -> None:
+    async with file_site.services.datasets.receive() as incoming:
+        incoming.write(b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n{}\n')
+        await file_site.services.datasets.add(LOCAL, incoming, "rows.jsonl", "rows")
+    with pytest.raises(gr.Error, match='1 of 2 rows cannot be used: tick "Leave broken rows out"'):
+        await tab._start(visit, None, "rows", "smollm2-135m", "", *values(drop_broken_rows=False))
+    assert await file_site.services.training.list(LOCAL, 10) == ()
+    await tab._start(visit, None, "rows", "smollm2-135m", "", *values(drop_broken_rows=True))
+    assert len(await file_site.services.training.list(LOCAL, 10)) == 1
 
 
 async def test_a_result_is_compared_with_its_base(tab: TrainTab, visit: gr.Request, file_site: Site) -> None:

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from mini_claude.data.records import Dataset
 from mini_claude.training.arguments import LoraSettings, TrainingArguments
 from mini_claude.training.examples import DatasetFormat
+from mini_claude.web.page.labels import GROUPS
 from mini_claude.web.page.presets import DEFAULT, PRESETS
-from mini_claude.web.page.training_form import GROUPS, OF_THE_DATA, TrainingForm, bounds_of, note_html, preset_values
+from mini_claude.web.page.training_form import OF_THE_DATA, TrainingForm, bounds_of, note_html, preset_values
 from mini_claude.web.schemas.training import LoraFields, TrainingFields
 
 from ..conftest import Site

@@ -14,7 +14,7 @@ from mini_claude.web.page.chat_view import ChatView, Here, Update
 from mini_claude.web.page.downloads import write_download
 from mini_claude.web.page.messages import edited_text
 from mini_claude.web.page.screens import Screens
-from mini_claude.web.page.visitor import event, stream, visitor
+from mini_claude.web.page.visitor import event, stream, tell, visitor
 
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
 # On a phone it would lie over everything.
@@ -47,6 +47,7 @@ class ChatTab:
         # An event's listeners run one after the other: what the reply from before still sends is off first.
         new.click(None, cancels=[restored, *self._following])
         emptied = new.click(None, None, [view.here, view.chatbot, view.say], js=_EMPTY_CHAT, **_QUIET)
+        new.click(None, None, None, js=_CLOSE_SIDEBAR)
         emptied.then(self._new, view.sessions.query, view.around, **_QUIET)
 
     def _wire(self) -> list[gr.events.Dependency]:
@@ -54,6 +55,7 @@ class ChatTab:
         view, sessions = self.view, self.view.sessions
         look = [view.here, sessions.query]
         choice = view.panel.inputs
+        sessions.list.select(None, None, None, js=_CLOSE_SIDEBAR)  # first, since the next one lasts as long as a reply
         view.say.stop(self._stop, view.here, None, **_QUIET)
         view.chatbot.like(self._like, view.here, None, **_QUIET)
         view.branches.input(self._select_branch, [view.branches, *look], view.all, **_QUIET)
@@ -137,7 +139,7 @@ class ChatTab:
             given = (await self._services.feedback.of_session(caller, here["session"])).get(turns[index])
             rating = None if given is None else given.rating
             await self._services.feedback.rate(caller, turns[index], rating=rating, correction=text)
-            gr.Info("Stored as the answer that should have been given.")
+            tell("Stored as the answer that should have been given.")
             yield await self._look(request, here["session"], query)
             return
         parent = turns[index - 1] if index else ""

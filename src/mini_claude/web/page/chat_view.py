@@ -69,6 +69,7 @@ class ChatView:
         self.facts = gr.HTML("", elem_id="facts")
         self.say = gr.Textbox(
             placeholder="Message (Enter sends, Shift+Enter starts a line)",
+            label="Message",
             show_label=False,
             lines=1,
             max_lines=8,

@@ -20,7 +20,7 @@ from mini_claude.training.doctor_report import Examination
 from mini_claude.web.page.dataset_view import dataset_html, items_of
 from mini_claude.web.page.pick_list import pick_list
 from mini_claude.web.page.token_view import report_html
-from mini_claude.web.page.visitor import event, visitor
+from mini_claude.web.page.visitor import event, tell, visitor
 from mini_claude.web.schemas.training import TrainingFields
 
 LABEL: Final = "Data"
@@ -166,7 +166,7 @@ class DataTab:
         if not path:
             raise InvalidRequest("Choose a file first, and wait until it has arrived.")
         dataset, is_new = await self._take_in(caller, Path(path), name.strip() or None)
-        gr.Info(f"Added {dataset.name}." if is_new else f"{dataset.name} was here already, with the same content.")
+        tell(f"Added {dataset.name}." if is_new else f"{dataset.name} was here already, with the same content.")
         return {**await self._look(caller, dataset.name), self.report: "", self.file: None, self.name: ""}
 
     async def _take_in(self, caller: Caller, path: Path, name: str | None) -> tuple[Dataset, bool]:
@@ -196,8 +196,9 @@ class DataTab:
     async def _make(self, request: gr.Request, source: FeedbackSource, name: str) -> Update:
         caller = visitor(request)
         made = await self._services.feedback_datasets.make(caller, name, source)
+        tell(f"Made {made.dataset.name}: {made.dataset.num_rows:,} rows.")
         if made.num_left_out:
-            gr.Info(f"{made.num_left_out} answers were left out: they had been stopped or cut before their end.")
+            tell(f"{made.num_left_out} answers were left out: they had been stopped or cut before their end.")
         return {**await self._look(caller, name), self.report: ""}
 
 

@@ -6,7 +6,7 @@ import gradio as gr
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.services.services import Services
-from mini_claude.web.page.visitor import admin_visitor, event, visitor
+from mini_claude.web.page.visitor import admin_visitor, event, tell, visitor
 
 MAX_HISTORY: Final = 20
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -45,7 +45,7 @@ class DefaultPanel:
         if not reference:
             raise InvalidRequest("Choose a model first.")
         name = await self._services.models.set_default(reference)
-        gr.Info(f"From now on {name} answers where no other model is chosen.")
+        tell(f"From now on {name} answers where no other model is chosen.")
         return await self._look(request)
 
     @event

@@ -21,7 +21,7 @@ from mini_claude.web.page.pick_list import pick_list
 LOOK_SECONDS: Final = 1.0
 MAX_JOBS: Final = 50
 EVENTS_PER_READ: Final = 500
-_NOTHING: Final = '<p class="facts">Start a training above, or choose one from the list.</p>'
+_NOTHING: Final = '<p class="facts">Start a training, or choose one from the list.</p>'
 
 Update = dict[gr.blocks.Block, Any]
 

@@ -18,6 +18,10 @@ from mini_claude.web.page.xray import XrayTab
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
 
 
+# Gradio's sidebar measures the room beside it when the window changes, also while it is on a tab that hides it.
+_MEASURE_AGAIN = "() => requestAnimationFrame(() => window.dispatchEvent(new Event('resize')))"
+
+
 def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
     page = gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
@@ -40,6 +44,7 @@ def build_page(services: Services) -> gr.Blocks:
                 XrayTab(services, chat.view.here, xray)
             with gr.Tab("System", id="system"):
                 system = SystemTab(services)
+        tabs.select(None, None, None, js=_MEASURE_AGAIN)
         chat.start(page)
         compare.start(page, tabs)
         data.start(page, tabs)

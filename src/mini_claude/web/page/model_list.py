@@ -75,7 +75,9 @@ class ModelList:
 
     async def items(self, caller: Caller) -> list[dict[str, Any]]:
         """The value of `list`."""
-        return [item_of(info, manages=caller.is_admin) for info in await self._bases()]
+        absent = await self._services.models.not_downloaded()
+        manages = caller.is_admin
+        return [item_of(info, manages=manages, absent=info.name in absent) for info in await self._bases()]
 
     async def memory_html(self) -> str:
         """The value of `memory`."""
@@ -86,8 +88,21 @@ class ModelList:
         return [info for info in await self._services.models.list() if ":" not in info.name]
 
 
-def item_of(info: ModelInfo, *, manages: bool) -> dict[str, Any]:
-    """A card; with buttons for whoever `manages` the server. While a model comes or goes they are off."""
+def item_of(info: ModelInfo, *, manages: bool, absent: bool = False) -> dict[str, Any]:
+    """A card; with buttons for whoever `manages` the server. While a model comes or goes they are off.
+
+    `absent`: its files are not on this machine, and the card says how they come here.
+    """
+    if absent:
+        return {
+            "name": info.name,
+            "description": info.description,
+            "state": "not on this machine",
+            "tone": "",
+            "facts": f"{info.license}. To download it, in a terminal: mini-claude models pull {info.name}",
+            "error": "",
+            "actions": [],
+        }
     state, tone = _STATES[info.state]
     off = "disabled" if info.state in ("loading", "unloading") else ""
     load = {"verb": "load", "name": info.name, "label": "Load again" if info.state == "ready" else "Load", "off": off}

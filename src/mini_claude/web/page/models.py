@@ -17,7 +17,7 @@ from mini_claude.web.page.downloads import keep_download
 from mini_claude.web.page.errand_list import ErrandList
 from mini_claude.web.page.errands import Errands, Outcome
 from mini_claude.web.page.model_list import ModelList
-from mini_claude.web.page.visitor import admin_visitor, event, stream, visitor
+from mini_claude.web.page.visitor import admin_visitor, event, stream, tell, visitor
 
 LOOK_SECONDS: Final = 2.0
 LABEL: Final = "Models"
@@ -209,6 +209,6 @@ class ModelsTab:
     ) -> Update:
         caller = visitor(request)
         version = await self.importing.take(caller, files, name, model or "default")
-        gr.Info(f"Imported {version.reference}: verify it, then chat with it.")
+        tell(f"Imported {version.reference}: verify it, then chat with it.")
         look = await self._look_at(caller, version, seen)
         return {**look, self.importing.files: None, self.importing.name: ""}

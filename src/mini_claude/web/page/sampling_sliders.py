@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import gradio as gr
 
+from mini_claude.errors import InvalidRequest
 from mini_claude.types import SamplingParams
 from mini_claude.web.schemas.sampling import SamplingFields
 
@@ -44,7 +45,13 @@ class SamplingSliders:
             repetition = gr.Slider(
                 0.5, 2, 1, step=0.01, label="Repetition penalty", info="Above 1 the model repeats itself less."
             )
-            seed = gr.Number(None, label="Seed", precision=0, info="The same number and question give the same answer.")
+            # Not a gr.Number: an empty one sends 0 once it has been on the screen.
+            seed = gr.Textbox(
+                "",
+                label="Seed",
+                max_length=20,
+                info="The same number gives the same answer again. Empty: chance.",
+            )
         self.inputs: list[gr.components.Component] = [*(temperature, max_tokens, top_p, top_k, min_p, repetition, seed)]
 
     @staticmethod
@@ -58,6 +65,17 @@ class SamplingSliders:
             top_k=int(top_k),
             min_p=float(min_p),
             repetition_penalty=float(repetition),
-            seed=None if seed is None else int(seed),
+            seed=_seed(seed),
         )
         return fields.sampling_params()
+
+
+def _seed(text: str | None) -> int | None:
+    """The number in the field; None where it is empty."""
+    text = (text or "").strip()
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError as error:
+        raise InvalidRequest("The seed is a whole number; leave it empty for chance.", param="seed") from error

@@ -13,7 +13,7 @@ MAX_SHOWN: Final = 100
 _TEMPLATE: Final = """
 <nav class="session-list" aria-label="Conversations">
 {{#each value}}<button type="button" data-id="{{id}}" aria-current="{{current}}" title="{{title}}">{{title}}</button>
-{{else}}<p>No conversation yet.</p>{{/each}}
+{{else}}<p>No conversation here.</p>{{/each}}
 </nav>"""
 _ON_LOAD: Final = """
 element.addEventListener('click', event => {
@@ -30,7 +30,11 @@ class SessionList:
         with gr.Sidebar(width=280, elem_id="sidebar"):
             self.new = gr.Button("New chat", variant="primary", elem_id="new-chat")
             self.query = gr.Textbox(
-                placeholder="Search titles and texts", show_label=False, container=False, elem_id="session-search"
+                placeholder="Search titles and texts",
+                label="Search in conversations",
+                show_label=False,
+                container=False,
+                elem_id="session-search",
             )
             self.list = gr.HTML([], html_template=_TEMPLATE, js_on_load=_ON_LOAD, elem_id="sessions")
             with gr.Accordion("This conversation", open=False, elem_id="session-tools"):

@@ -65,7 +65,7 @@ def _figures(report: DoctorReport) -> Iterable[str]:
     if not report.complete:
         yield f"time was up after {report.num_rows:,} rows: the figures hold for these"
     if report.num_broken:
-        yield f"{report.num_broken:,} rows cannot be used with this model"
+        yield f"{report.num_broken:,} rows cannot be used"
     if report.num_truncated:
         yield (
             f"{report.num_truncated:,} examples are longer than {report.max_length:,} tokens and lose "

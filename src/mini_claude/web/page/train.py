@@ -11,12 +11,13 @@ from mini_claude.services.before_after import BeforeAfter
 from mini_claude.services.demo import submit_demo
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
+from mini_claude.training.arguments import TrainingArguments
 from mini_claude.training.doctor_report import Examination
 from mini_claude.web.page.data import DataTab, dataset_of
 from mini_claude.web.page.job_panel import JobPanel, Seen
 from mini_claude.web.page.job_view import answers_html, estimate_html
 from mini_claude.web.page.training_form import TrainingForm
-from mini_claude.web.page.visitor import admin_visitor, event, stream, visitor
+from mini_claude.web.page.visitor import admin_visitor, event, stream, tell, visitor
 
 LABEL: Final = "Train"
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -124,15 +125,17 @@ class TrainTab:
     async def _take(self, request: gr.Request, here: Here, model: str | None) -> Update:
         return await self._choose(visitor(request), dataset_of(here), model)
 
-    @event
+    @stream
     async def _estimate(
         self, request: gr.Request, dataset: str | None, model: str | None, _adapter: str, *settings: Any
-    ) -> str:
+    ) -> AsyncIterator[str]:
         lora, arguments = self.form.settings(settings)
+        _chosen(dataset)
+        yield '<p class="facts">A few steps are tried out, which takes a minute or so …</p>'
         wanted = Examination(0, measure=True, lora=lora, arguments=arguments)
         report = await self._services.datasets.preview(visitor(request), _chosen(dataset), model, wanted)
         assert report.estimate is not None
-        return estimate_html(report.estimate)
+        yield estimate_html(report.estimate)
 
     @event
     async def _start(
@@ -146,6 +149,7 @@ class TrainTab:
     ) -> Update:
         caller = visitor(request)
         lora, arguments = self.form.settings(settings)
+        await self._require_usable(caller, _chosen(dataset), arguments)
         job, _ = await self._services.training.submit(
             caller,
             model=model,
@@ -155,6 +159,16 @@ class TrainTab:
             arguments=arguments,
         )
         return await self._look(caller, job.id, seen)
+
+    async def _require_usable(self, caller: Caller, name: str, arguments: TrainingArguments) -> None:
+        """Raise `InvalidRequest` for what is known of the rows before any trainer starts."""
+        dataset = await self._services.datasets.get(caller, name)
+        if dataset.num_broken and not arguments.drop_broken_rows:
+            raise InvalidRequest(
+                f'{dataset.num_broken:,} of {dataset.num_rows:,} rows cannot be used: tick "Leave broken rows out", or '
+                "mend them (the Data tab shows which).",
+                param="drop_broken_rows",
+            )
 
     @event
     async def _demo(self, request: gr.Request, seen: Seen | None, model: str | None) -> Update:
@@ -195,7 +209,7 @@ class TrainTab:
         caller = admin_visitor(request)
         reference = _result(await self._services.training.get(caller, _job(here)))
         await self._services.models.set_default(reference)
-        gr.Info(f"From now on {reference} answers where no other model is chosen.")
+        tell(f"From now on {reference} answers where no other model is chosen.")
 
 
 def _chosen(dataset: str | None) -> str:

@@ -10,56 +10,10 @@ from pydantic.fields import FieldInfo
 from mini_claude.data.records import Dataset
 from mini_claude.services.services import Services
 from mini_claude.training.arguments import LoraSettings, TrainingArguments
+from mini_claude.web.page.labels import GROUPS
 from mini_claude.web.page.presets import DEFAULT, PRESETS
 from mini_claude.web.schemas.training import LoraFields, TrainingFields
 
-GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
-    "How long and how fast": {
-        "num_train_epochs": "Passes over the data",
-        "max_steps": "Steps",
-        "learning_rate": "Learning rate",
-        "per_device_train_batch_size": "Examples in a batch",
-        "gradient_accumulation_steps": "Batches in a step",
-        "max_length": "Longest example",
-    },
-    "What is learned": {
-        "method": "Method",
-        "objective": "Objective",
-        "dpo_beta": "DPO beta",
-        "r": "Rank of the adapter",
-        "lora_alpha": "Alpha",
-        "lora_dropout": "Dropout",
-        "target_modules": "Layers",
-        "use_rslora": "rsLoRA",
-        "use_dora": "DoRA",
-    },
-    "Measuring": {
-        "eval_ratio": "Held-out part",
-        "eval_steps": "Steps between measurements",
-        "early_stopping_patience": "Patience",
-        "logging_steps": "Steps between reports",
-    },
-    "How a step is taken": {
-        "lr_scheduler_type": "Course of the learning rate",
-        "warmup_ratio": "Warm-up",
-        "weight_decay": "Weight decay",
-        "max_grad_norm": "Longest gradient",
-        "adam_beta1": "Adam beta 1",
-        "adam_beta2": "Adam beta 2",
-        "adam_epsilon": "Adam epsilon",
-        "seed": "Seed",
-    },
-    "Memory and disk": {
-        "dtype": "Precision",
-        "quantization": "Quantization of the base",
-        "gradient_checkpointing": "Gradient checkpointing",
-        "batching": "Batching",
-        "save_steps": "Steps between checkpoints",
-        "save_minutes": "Minutes between checkpoints",
-        "save_total_limit": "Checkpoints kept",
-        "max_checkpoint_bytes": "Largest checkpoint",
-    },
-}
 OF_THE_DATA: Final = ("objective", "drop_broken_rows")  # no preset decides these
 _FIELDS: Final[Mapping[str, FieldInfo]] = {**LoraFields.model_fields, **TrainingFields.model_fields}
 Update = dict[gr.blocks.Block, Any]

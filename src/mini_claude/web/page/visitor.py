@@ -11,13 +11,15 @@ from mini_claude.data.records import KeyRole
 from mini_claude.errors import MiniClaudeError, Unauthorized
 from mini_claude.services.identity import Caller, require_admin
 from mini_claude.utils.logging import get_logger
+from mini_claude.web.page.labels import LABELS
 from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
 
 log = get_logger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
-ERROR_SECONDS = 12.0
+ERROR_SECONDS = 8.0
+NOTICE_SECONDS = 4.0  # it lies over a part of the page
 
 
 def visitor(request: gr.Request) -> Caller:
@@ -41,11 +43,17 @@ def shown(error: Exception) -> gr.Error:
         message = error.message
     elif isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        message = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}."
+        name = ".".join(str(part) for part in first["loc"])
+        message = f"{LABELS.get(name, name)}: {first['msg']}."
     else:
         log.error("page.event_failed", error_class=type(error).__name__, exc_info=error)
         message = "Something went wrong; the server's log says what."
     return gr.Error(message, duration=ERROR_SECONDS, print_exception=False)
+
+
+def tell(message: str) -> None:
+    """A short notice on the page of whoever's event this is."""
+    gr.Info(message, duration=NOTICE_SECONDS)
 
 
 def event(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:

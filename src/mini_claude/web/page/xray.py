@@ -1,5 +1,6 @@
 """The X-ray tab: for people who want to see how an answer comes about, token by token."""
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import gradio as gr
@@ -9,7 +10,7 @@ from mini_claude.services.services import Services
 from mini_claude.services.xray import Xray
 from mini_claude.types import Message, SamplingParams
 from mini_claude.web.page.conversation import shown_path
-from mini_claude.web.page.visitor import event, visitor
+from mini_claude.web.page.visitor import event, stream, visitor
 from mini_claude.web.page.xray_view import candidates_html, prompt_html, reply_html, stages_html, summary_html
 from mini_claude.web.schemas.xray import XrayRequest
 
@@ -95,14 +96,17 @@ class XrayTab:
         last = choices[-1][1] if choices else None
         return gr.Dropdown(choices, value=last), gr.Dropdown(models, value=await self._services.models.default_name())
 
-    @event
-    async def _ask(self, request: gr.Request, question: str, model: str | None, *settings: Any) -> Update:
+    @stream
+    async def _ask(
+        self, request: gr.Request, question: str, model: str | None, *settings: Any
+    ) -> AsyncIterator[Update]:
         visitor(request)
         if not question.strip():
             raise InvalidRequest("Write a question first.")
         message = Message("user", question)
         source = {"messages": (message,), "model": model}
-        return self._show(await self._services.xray.of_messages(model, (message,), _params(settings)), source)
+        yield {self.summary: '<p class="facts">Answering …</p>'}
+        yield self._show(await self._services.xray.of_messages(model, (message,), _params(settings)), source)
 
     @event
     async def _look(self, request: gr.Request, reply_id: str | None, *settings: Any) -> Update:
@@ -132,14 +136,14 @@ class XrayTab:
             made = await self._services.xray.of_messages(
                 source["model"], source["messages"], params, prefix_token_ids=prefix
             )
-        return self._show(made, source, place)
+        return self._show(made, source, place, chosen=True)
 
-    def _show(self, xray: Xray, source: dict[str, Any], place: int = 0) -> Update:
+    def _show(self, xray: Xray, source: dict[str, Any], place: int = 0, *, chosen: bool = False) -> Update:
         place = min(place, max(len(xray.tokens) - 1, 0))
         return {
             self.state: {"xray": xray, "source": source},
             self.place: place,
-            self.summary: summary_html(xray),
+            self.summary: summary_html(xray, chosen=chosen),
             self.result: gr.Column(visible=True),
             self.tokens: reply_html(xray, place),
             self.candidates: candidates_html(xray, place) if xray.tokens else "",

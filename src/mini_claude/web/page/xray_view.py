@@ -112,9 +112,14 @@ def stages_html(xray: Xray) -> str:
     return f'<table class="stages"><tbody>{rows}</tbody></table>'
 
 
-def summary_html(xray: Xray) -> str:
-    """What this is an X-ray of, and what it can and cannot tell."""
-    if xray.mode == "generated":
+_ENDINGS: Final = {"stop": "ended by the model itself", "length": "cut at the longest answer allowed"}
+
+
+def summary_html(xray: Xray, *, chosen: bool = False) -> str:
+    """What this is an X-ray of, and what it can and cannot tell; `chosen`: its beginning was somebody's choice."""
+    if chosen:
+        how = "It begins with the tokens up to the one that you clicked; the model went on from there."
+    elif xray.mode == "generated":
         how = "This answer was made just now, and recorded while it was."
     else:
         how = (
@@ -124,5 +129,5 @@ def summary_html(xray: Xray) -> str:
             how += " Its text gives other tokens than were generated then, so the places differ a little."
     return (
         f'<p class="facts"><strong>{escape(xray.model)}</strong> · {len(xray.prompt.tokens)} tokens in, '
-        f"{len(xray.tokens)} out, ended by {escape(xray.finish_reason)}. {how}</p>"
+        f"{len(xray.tokens)} out, {_ENDINGS.get(xray.finish_reason, 'not at its end')}. {how}</p>"
     )

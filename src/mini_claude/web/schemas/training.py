@@ -53,7 +53,9 @@ class TrainingFields(WireModel):
         description="How far a step goes at most. Too high and the loss jumps about, too low and little is learned.",
     )
     num_train_epochs: Annotated[float, Field(gt=0, le=1000)] = Field(3.0, description="How often all rows are seen.")
-    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(0, description="Above 0: instead of epochs.")
+    max_steps: Annotated[int, Field(ge=0, le=10_000_000)] = Field(
+        0, description="Above 0: so many steps, however often the rows are seen."
+    )
     per_device_train_batch_size: Annotated[int, Field(ge=1, le=256)] = Field(
         8, description="Examples that are learned from together. More is steadier and takes more memory."
     )
