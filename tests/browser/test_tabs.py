@@ -40,6 +40,9 @@ def sampling(page: Page, which: str, temperature: str) -> None:
     field = page.locator(f"#{which}-settings input[type=number]").first
     field.fill(temperature)
     field.press("Tab")
+    longest = page.locator(f"#{which}-settings input[type=number]").nth(1)
+    longest.fill("40")
+    longest.press("Tab")
 
 
 def test_two_settings_of_one_model_are_compared_blind(page: Page, shoot: Shoot) -> None:

@@ -180,7 +180,7 @@ async def test_a_user_sees_the_models_and_can_neither_load_nor_unload_one(
         _, options = await tab._names(request)
         cards = (await tab._refresh(request, "", None))[tab.models.list]
         assert options.visible is admin
-        assert all(bool(card["actions"]) is admin for card in cards)
+        assert {bool(card["actions"]) for card in cards if card["state"] != "not on this machine"} == {admin}
     await site.services.models.load("smollm2-135m")
     for verb in ("load", "unload"):
         with pytest.raises(gr.Error, match="only an admin's key"):

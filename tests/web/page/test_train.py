@@ -181,7 +181,7 @@ async def test_what_is_missing_is_told(tab: TrainTab, visit: gr.Request) -> None
         await tab._start(visit, None, None, None, "", *values())
     with pytest.raises(gr.Error, match="Choose a training"):
         await tab._cancel(visit, {"job": None}, None)
-    with pytest.raises(gr.Error, match="learning_rate"):
+    with pytest.raises(gr.Error, match="Learning rate"):
         await tab._start(visit, None, "d", None, "", *values(learning_rate=-1.0))
 
 

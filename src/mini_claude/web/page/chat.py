@@ -69,7 +69,8 @@ class ChatTab:
             made = button.click(self._export(kind), view.here, sessions.file, **_QUIET)
             made.success(None, None, None, js=_CLICK_FILE)
         return [
-            view.say.submit(self._say, [view.say, *look, *choice], view.all, **_QUIET),
+            # In a new chat one can ask while the reply before still comes.
+            view.say.submit(self._say, [view.say, *look, *choice], view.all, trigger_mode="multiple", **_QUIET),
             view.chatbot.retry(self._retry, [*look, *choice], view.all, **_QUIET),
             view.chatbot.edit(self._edit, [*look, *choice], view.all, **_QUIET),
             # One can go on to the next while the last one is still being written.
@@ -89,8 +90,12 @@ class ChatTab:
             raise InvalidRequest("The message is empty; write something.")
         turns = here["turns"]
         parent = None if here["session"] is None else (turns[-1] if turns else "")
-        async for update in self._answer(request, text, parent, here, query, settings):
-            yield update
+        with self._screens.asking(request, (here["session"], parent, text)) as is_new:
+            if not is_new:
+                yield {self.view.facts: gr.skip()}
+                return
+            async for update in self._answer(request, text, parent, here, query, settings):
+                yield update
 
     async def _answer(
         self,
