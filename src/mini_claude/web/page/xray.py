@@ -97,12 +97,13 @@ class XrayTab:
 
     @event
     async def _ask(self, request: gr.Request, question: str, model: str | None, *settings: Any) -> Update:
-        visitor(request)
+        caller = visitor(request)
         if not question.strip():
             raise InvalidRequest("Write a question first.")
         message = Message("user", question)
         source = {"messages": (message,), "model": model}
-        return self._show(await self._services.xray.of_messages(model, (message,), _params(settings)), source)
+        made = await self._services.xray.of_messages(caller, model, (message,), _params(settings))
+        return self._show(made, source)
 
     @event
     async def _look(self, request: gr.Request, reply_id: str | None, *settings: Any) -> Update:
@@ -130,7 +131,7 @@ class XrayTab:
             )
         else:
             made = await self._services.xray.of_messages(
-                source["model"], source["messages"], params, prefix_token_ids=prefix
+                visitor(request), source["model"], source["messages"], params, prefix_token_ids=prefix
             )
         return self._show(made, source, place)
 
