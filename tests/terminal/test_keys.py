@@ -182,10 +182,13 @@ def test_a_key_gets_its_limits_and_the_list_shows_them(data_dir: Path) -> None:
     assert free.limits == Limits()
     assert guest.limits == Limits(requests_per_minute=20, tokens_per_day=1_000_000, concurrent_replies=0)
     entries = re.split(r"\b[0-9a-f]{32}\b", " ".join(listed().split()))[1:]
-    shown = ["20 requests/min", "1000000 tokens/day", "unlimited at once"]
+    shown = ["20 req/min", "1M tok/day", "any at once"]
     assert keys.limits_of(guest.limits) == shown
-    assert "tokens" not in entries[0]
-    assert {"20", "1000000", "unlimited"} <= set(entries[1].split())
+    assert "tok/day" not in entries[0]
+    assert {"20", "req/min", "1M", "tok/day", "any", "once"} <= set(entries[1].split())
+    assert keys.limits_of(Limits(1_500, 2_000, 999, 0, 1)) == [
+        *("1500 req/min", "2k req/day", "999 tok/min", "any tok/day", "1 at once"),
+    ]
 
 
 @pytest.mark.parametrize("value", ["-1", "many", "1.5"])

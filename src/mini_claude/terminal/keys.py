@@ -25,10 +25,10 @@ console = Console()
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
 _UNIT_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60}
 _SHORT: Final = {
-    "requests_per_minute": "requests/min",
-    "requests_per_day": "requests/day",
-    "tokens_per_minute": "tokens/min",
-    "tokens_per_day": "tokens/day",
+    "requests_per_minute": "req/min",
+    "requests_per_day": "req/day",
+    "tokens_per_minute": "tok/min",
+    "tokens_per_day": "tok/day",
     "concurrent_replies": "at once",
 }
 Limit = Annotated[int | None, typer.Option(min=0, help="0: no limit.", show_default="what the settings say")]
@@ -91,9 +91,16 @@ def seconds_of(span: str) -> int:
 
 
 def limits_of(limits: Limits) -> list[str]:
-    """A key's own limits, each in a few characters, as in 60 requests/min."""
+    """A key's own limits, each in a few characters, as in 60 req/min or 1M tok/day."""
     own = {name: value for name, value in asdict(limits).items() if value is not None}
-    return [f"{value or 'unlimited'} {_SHORT[name]}" for name, value in own.items()]
+    return [f"{_compact(value) if value else 'any'} {_SHORT[name]}" for name, value in own.items()]
+
+
+def _compact(num: int) -> str:
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if num % size == 0:
+            return f"{num // size}{letter}"
+    return str(num)
 
 
 @app.command("list")
