@@ -23,10 +23,17 @@ MAY_IMPORT = {
     "data": BOTTOM | {"utils", "records", "training"},
     "services": BOTTOM | {"utils", "models", "runtime", "data", "records", "training"},
     "web": BOTTOM | {"utils", "services", "runtime", "records", "training"},
-    "terminal": BOTTOM | {"utils", "services", "data", "models", "training"},
+    "terminal": BOTTOM | {"utils", "services", "data", "records", "models", "training"},
     "cli": BOTTOM | {"utils", "terminal"},
 }
-ONLY_IN = {"fastapi": {"web"}, "starlette": {"web"}, "sqlalchemy": {"data"}, "alembic": {"data"}, "zmq": {"runtime"}}
+ONLY_IN = {
+    "fastapi": {"web"},
+    "starlette": {"web"},
+    "sqlalchemy": {"data"},
+    "alembic": {"data"},
+    "limits": {"data", "services"},
+    "zmq": {"runtime"},
+}
 TORCH_FREE = (
     *("engine/scheduler.py", "engine/kv_cache.py", "engine/sequence.py", "engine/engine.py"),
     *("engine/adapter_weights.py", "engine/loaded_adapters.py", "models/adapter_files.py"),

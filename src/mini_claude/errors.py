@@ -11,6 +11,7 @@
     │   └── TrainerOutdated
     ├── Unauthorized / Forbidden
     ├── PayloadTooLarge
+    ├── RateLimited                the caller's own limit is reached; another caller's is not
     ├── Unavailable                try again: full, loading, shutting down, engine gone
     │   ├── Overloaded
     │   └── EngineDied
@@ -125,6 +126,27 @@ class PayloadTooLarge(MiniClaudeError):
     """The body is over the limit that the message names."""
 
     default_code = "payload_too_large"
+
+
+class RateLimited(MiniClaudeError):
+    """A limit of the caller's is reached. `retry_after` says when it is free again, in seconds.
+
+    `limit` is how much the limit allows in all, None where only the error's text crossed a process boundary.
+    """
+
+    default_code = "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__(message, code=code, param=param, retry_after=retry_after)
+        self.limit = limit
 
 
 class Unavailable(MiniClaudeError):

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from mini_claude.data.database import MIGRATIONS, Database
 from mini_claude.data.keys import KeyRepository
-from mini_claude.data.records import ApiKey
+from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import NotFound, Unauthorized
 from mini_claude.services.keys import KeyService
 
@@ -77,6 +77,25 @@ def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: 
         indexes = inspect(session.connection()).get_indexes("api_keys")
     assert [index["column_names"] for index in indexes] == [["prefix"]]
     database.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_keys_from_before_limits_have_none_of_their_own(kind: str, url: str) -> None:
+    database = Database(url if kind == "file" else "sqlite://")
+    migrate_to(database, "0006")
+    values = f"'{KEY.id}', '{KEY.name}', '{KEY.prefix}', 'f', {KEY.created_at}, NULL, '{KEY.role}', {KEY.expires_at}"
+    with database.write() as session:
+        session.execute(text(f"INSERT INTO api_keys ({OLD_COLUMNS}, role, expires_at) VALUES ({values})"))
+    database.migrate()
+    assert KeyRepository(database).list() == (KEY,)
+    assert KEY.limits == Limits(None, None, None, None, None)
+    database.close()
+
+
+def test_limits_are_kept_each_in_its_own_column(database: Database) -> None:
+    limited = replace(KEY, limits=Limits(1, 2, 3, 10**12, 0))
+    KeyRepository(database).add(limited, "f" * 64)
+    assert KeyRepository(database).get(KEY.id) == limited
 
 
 def test_no_key_becomes_an_admins_because_nobody_said_whose_it_is(database: Database) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from mini_claude.data.records import Limits
 from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.services.chat import ChatService
 from mini_claude.services.identity import LOCAL, Caller
+from mini_claude.services.limits import LimitService
 from mini_claude.services.services import Services, open_services
 from mini_claude.services.session_reply import SessionReply
 from mini_claude.services.session_turn import SessionTurn
@@ -32,6 +34,16 @@ class Worker:
     @property
     def chat(self) -> ChatService:
         return self.services.chat
+
+
+def limited(digit: str = "c", **limits: int) -> Caller:
+    """The owner of a key with these limits."""
+    return Caller(digit * 32, digit * 32, limits=Limits(**limits))
+
+
+async def left(service: LimitService, caller: Caller) -> dict[str, int]:
+    """What is left of each limit."""
+    return {state.name: state.remaining for state in await service.states(caller)}
 
 
 OpenWorker = Callable[[], Awaitable[Worker]]

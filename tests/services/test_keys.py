@@ -9,6 +9,7 @@ import time
 import pytest
 from sqlalchemy import text
 
+from mini_claude.data.records import Limits
 from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
 
 from .conftest import OpenWorker, Worker
@@ -126,3 +127,11 @@ async def test_a_key_needs_a_name_that_can_be_listed(worker: Worker, name: str) 
     with pytest.raises(InvalidRequest):
         await worker.services.keys.create(name)
     assert not await worker.services.keys.any_exist()
+
+
+@pytest.mark.parametrize("value", [-1, 10**13])
+async def test_a_limit_that_cannot_be_one_makes_no_key_and_is_named(worker: Worker, value: int) -> None:
+    with pytest.raises(InvalidRequest, match="tokens_per_day") as caught:
+        await worker.services.keys.create("guest", limits=Limits(tokens_per_day=value))
+    assert caught.value.param == "tokens_per_day"
+    assert await worker.services.keys.list() == ()

@@ -244,7 +244,7 @@ async def test_a_resumable_reply_waits_for_its_listener(worker: Worker, engine: 
 
 
 async def test_a_stateless_reply_reports_its_times_and_tokens(worker: Worker) -> None:
-    stream = await worker.chat.reply(None, [Message("user", "a b")], PARAMS)
+    stream = await worker.chat.reply(LOCAL, None, [Message("user", "a b")], PARAMS)
     assert await texts(stream) == ["echo: ", "a ", "b ", ""]
     await stream.aclose()
     (fact,) = worker.runtime.finished
@@ -256,7 +256,7 @@ async def test_a_stateless_reply_reports_its_times_and_tokens(worker: Worker) ->
 
 async def test_a_stateless_reply_that_is_left_is_aborted_and_reported(worker: Worker, engine: FakeEngine) -> None:
     engine.gate.clear()
-    stream = await worker.chat.complete("default", "a b c", PARAMS)
+    stream = await worker.chat.complete(LOCAL, "default", "a b c", PARAMS)
     await anext(aiter(stream))
     await stream.aclose()
     (fact,) = worker.runtime.finished
@@ -266,7 +266,7 @@ async def test_a_stateless_reply_that_is_left_is_aborted_and_reported(worker: Wo
 
 async def test_a_failed_reply_is_reported_as_an_error_without_a_first_token(worker: Worker, engine: FakeEngine) -> None:
     engine.failure = (0, EngineDied("gone"))
-    stream = await worker.chat.reply(None, [Message("user", "a")], PARAMS)
+    stream = await worker.chat.reply(LOCAL, None, [Message("user", "a")], PARAMS)
     with pytest.raises(EngineDied):
         await texts(stream)
     await stream.aclose()
@@ -288,11 +288,11 @@ async def test_a_session_reply_is_reported_once_however_many_listen(
 
 async def test_unanswerable_stateless_requests_are_refused(worker: Worker) -> None:
     with pytest.raises(InvalidRequest):
-        await worker.chat.reply(None, [], PARAMS)
+        await worker.chat.reply(LOCAL, None, [], PARAMS)
     with pytest.raises(InvalidRequest):
-        await worker.chat.reply(None, [Message("user", "\ud800")], PARAMS)
+        await worker.chat.reply(LOCAL, None, [Message("user", "\ud800")], PARAMS)
     with pytest.raises(InvalidRequest):
-        await worker.chat.complete(None, "x", SamplingParams(stop=("\ud800",)))
+        await worker.chat.complete(LOCAL, None, "x", SamplingParams(stop=("\ud800",)))
     with pytest.raises(NotFound) as caught:
-        await worker.chat.reply("no-such-model", [Message("user", "hi")], PARAMS)
+        await worker.chat.reply(LOCAL, "no-such-model", [Message("user", "hi")], PARAMS)
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")

@@ -40,7 +40,7 @@ async def test_a_full_disk_refuses_session_turns_and_nothing_else(worker: Worker
             await worker.chat.say(LOCAL, says("too long " * 2000, first.session_id))
         assert caught.value.code == "disk_full"
         assert list(engine.replies.values())[-1].aborted
-        stateless = await worker.chat.reply(None, [Message("user", "hi")], SamplingParams())
+        stateless = await worker.chat.reply(LOCAL, None, [Message("user", "hi")], SamplingParams())
         assert await texts(stateless) == ["echo: ", "hi ", ""]
         assert len((await worker.chat.get(LOCAL, first.session_id)).turns) == 2
     await talk(worker, "too long " * 2000, first.session_id)

@@ -34,10 +34,14 @@ def test_every_setting_is_on_one_line_with_its_meaning_below() -> None:
 
 
 def test_secrets_are_masked() -> None:
-    settings = Settings(api_key=SecretStr("mc-hidden"), database_url=SecretStr("postgresql://me:hidden@host/name"))
+    settings = Settings(
+        api_key=SecretStr("mc-hidden"),
+        database_url=SecretStr("postgresql://me:hidden@host/name"),
+        limits_url=SecretStr("redis://:hidden@host"),
+    )
     text = printed(settings)
     assert "hidden" not in text
-    assert {"api_key = ********", "database_url = ********"} <= set(text.splitlines())
+    assert {"api_key = ********", "database_url = ********", "limits_url = ********"} <= set(text.splitlines())
 
 
 @pytest.mark.parametrize(

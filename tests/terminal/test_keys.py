@@ -11,7 +11,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner, Result
 
 from mini_claude.data.database import Database
-from mini_claude.data.records import ApiKey
+from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
 from mini_claude.terminal import keys
 from mini_claude.utils.config import Settings
@@ -173,3 +173,28 @@ def test_an_expired_key_opens_nothing(data_dir: Path, monkeypatch: pytest.Monkey
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 61)
     assert not opens(key)
+
+
+def test_a_key_gets_its_limits_and_the_list_shows_them(data_dir: Path) -> None:
+    create("free")
+    create("guest", "--requests-per-minute", "20", "--tokens-per-day", "1000000", "--concurrent-replies", "0")
+    free, guest = stored()
+    assert free.limits == Limits()
+    assert guest.limits == Limits(requests_per_minute=20, tokens_per_day=1_000_000, concurrent_replies=0)
+    entries = re.split(r"\b[0-9a-f]{32}\b", " ".join(listed().split()))[1:]
+    shown = ["20 req/min", "1M tok/day", "any at once"]
+    assert keys.limits_of(guest.limits) == shown
+    assert "tok/day" not in entries[0]
+    assert {"20", "req/min", "1M", "tok/day", "any", "once"} <= set(entries[1].split())
+    assert keys.limits_of(Limits(1_500, 2_000, 999, 0, 1)) == [
+        *("1500 req/min", "2k req/day", "999 tok/min", "any tok/day", "1 at once"),
+    ]
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "1.5"])
+def test_what_is_no_limit_makes_no_key(data_dir: Path, value: str) -> None:
+    assert run("create", "guest", f"--requests-per-day={value}").exit_code == 2
+    assert stored() == []
+    result = run("create", "guest", f"--requests-per-day={10**13}")
+    assert isinstance(result.exception, InvalidRequest)
+    assert result.exception.param == "requests_per_day"

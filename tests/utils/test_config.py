@@ -67,11 +67,13 @@ def test_lists_are_lists_in_the_file(folder: Path) -> None:
 def test_secrets_are_masked_wherever_settings_are_shown_or_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINI_CLAUDE_API_KEY", "mc-hidden")
     monkeypatch.setenv("MINI_CLAUDE_DATABASE_URL", "postgresql+psycopg://me:hidden@host/name")
+    monkeypatch.setenv("MINI_CLAUDE_LIMITS_URL", "redis://:hidden@host")
     settings = Settings()
     shown = f"{settings!r} {settings} {settings.model_dump()} {settings.model_dump_json()}"
     assert "hidden" not in shown
     assert settings.api_key == SecretStr("mc-hidden")
     assert settings.effective_database_url == "postgresql+psycopg://me:hidden@host/name"
+    assert settings.plain_limits_url == "redis://:hidden@host"
 
 
 def test_a_secret_is_not_repeated_by_an_error_about_it(folder: Path) -> None:

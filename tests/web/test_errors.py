@@ -17,6 +17,7 @@ from mini_claude.errors import (
     NotFound,
     Overloaded,
     PayloadTooLarge,
+    RateLimited,
     StorageError,
     Unauthorized,
     UnsafeModelFile,
@@ -41,6 +42,7 @@ SECRET = "the launch code is 0000"
         (NotFound("x"), 404),
         (Conflict("x"), 409),
         (PayloadTooLarge("x"), 413),
+        (RateLimited("x"), 429),
         (UnsafeModelFile("x"), 422),
         (InternalError("x"), 500),
         (Overloaded("x"), 503),
@@ -54,7 +56,9 @@ def test_the_class_decides_the_status(error: MiniClaudeError, status: int) -> No
     assert openai_error(error)["type"] == (
         "server_error"
         if status >= 500
-        else {401: "authentication_error", 403: "permission_error"}.get(status, "invalid_request_error")
+        else {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+            status, "invalid_request_error"
+        )
     )
 
 

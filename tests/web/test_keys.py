@@ -26,7 +26,8 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
 
 
 async def test_the_local_caller_is_an_admin_without_a_key(client: httpx2.AsyncClient) -> None:
-    assert (await client.get(ME)).json() == {"role": "admin", "key_id": None, "key_name": None, "expires_at": None}
+    me = (await client.get(ME)).json()
+    assert me == {"role": "admin", "key_id": None, "key_name": None, "expires_at": None, "limits": []}
 
 
 async def test_a_key_tells_whose_it_is_and_until_when(site: Site) -> None:
@@ -35,7 +36,7 @@ async def test_a_key_tells_whose_it_is_and_until_when(site: Site) -> None:
     key, plain = await site.services.keys.create("guest", "user", ends)
     async with with_key(site, plain) as client:
         me = (await client.get(ME)).json()
-    assert me == {"role": "user", "key_id": key.id, "key_name": "guest", "expires_at": ends}
+    assert me == {"role": "user", "key_id": key.id, "key_name": "guest", "expires_at": ends, "limits": []}
 
 
 async def test_a_key_is_shown_once_listed_without_its_text_and_revoked(site: Site) -> None:
@@ -56,6 +57,17 @@ async def test_a_key_is_shown_once_listed_without_its_text_and_revoked(site: Sit
             assert (await guest.get(ME)).status_code == 401
         assert (await client.get(KEYS)).json()["keys"][1]["state"] == "revoked"
         assert (await client.delete(f"{KEYS}/nothing")).status_code == 404
+
+
+async def test_a_key_is_made_with_limits_and_lists_them(site: Site) -> None:
+    async with with_key(site, await site.key()) as client:
+        made = (await client.post(KEYS, json={"name": "guest", "requests_per_minute": 3, "tokens_per_day": 0})).json()
+        assert (made["requests_per_minute"], made["tokens_per_day"], made["tokens_per_minute"]) == (3, 0, None)
+        listed = (await client.get(KEYS)).json()["keys"][1]
+        assert (listed["requests_per_minute"], listed["concurrent_replies"]) == (3, None)
+    async with with_key(site, made["key"]) as guest:
+        (limit,) = (await guest.get(ME)).json()["limits"]  # 0 is no limit
+    assert limit == {"name": "requests_per_minute", "limit": 3, "remaining": 3, "reset_seconds": 0.0}
 
 
 async def test_an_expired_key_is_refused_in_the_words_for_an_unknown_one(site: Site) -> None:
@@ -82,6 +94,10 @@ async def test_an_expired_key_is_refused_in_the_words_for_an_unknown_one(site: S
         ({"expires_at": 10**400}, 422, "expires_at"),
         ({"expires_at": "tomorrow"}, 422, "expires_at"),
         ({"owner": LOCAL_OWNER}, 422, "owner"),
+        ({"requests_per_minute": -1}, 422, "requests_per_minute"),
+        ({"tokens_per_day": 1.5}, 422, "tokens_per_day"),
+        ({"concurrent_replies": 10**13}, 422, "concurrent_replies"),
+        ({"limits": {}}, 422, "limits"),
     ],
 )
 async def test_what_makes_no_key_is_refused_by_name(

@@ -1,6 +1,7 @@
 """The page's addresses at a worker: who gets through, what is forwarded, and what happens without its process."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from mini_claude.data.records import KeyRole
+from mini_claude.data.records import KeyRole, Limits
 from mini_claude.runtime.sockets import page_socket
 from mini_claude.web import error_handlers
-from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
+from mini_claude.web.page_line import KEY_HEADER, LIMITS_HEADER, OWNER_HEADER, ROLE_HEADER
 from mini_claude.web.routes.page import COOKIE
 
 from .conftest import OpenSite, Site, eventually, served
@@ -137,6 +138,13 @@ async def test_with_keys_a_form_asks_for_one_and_its_cookie_opens_the_page(paged
         assert key not in str(seen)  # the page's process never sees it
         await paged.services.keys.revoke(record.id)
         assert (await client.post("/gradio_api/queue/join", json={})).status_code == 401
+
+
+async def test_the_limits_of_the_key_are_told_whatever_the_browser_says(paged: Site) -> None:
+    _, key = await paged.services.keys.create("guest", limits=Limits(requests_per_minute=3))
+    async with page_process(paged), paged.client(cookie=f"{COOKIE}={key}") as client:
+        seen = (await client.get("/", headers={LIMITS_HEADER: "{}"})).json()["headers"]
+    assert Limits(**json.loads(seen[LIMITS_HEADER])) == Limits(requests_per_minute=3)
 
 
 @pytest.mark.parametrize("role", ["user", "admin"])

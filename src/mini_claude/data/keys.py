@@ -1,12 +1,13 @@
 """Stored API keys."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import cast
 
 from sqlalchemy import insert, select, update
 
 from mini_claude.data.database import Database
-from mini_claude.data.records import ApiKey, KeyRole
+from mini_claude.data.records import ApiKey, KeyRole, Limits
 from mini_claude.data.tables import ApiKeyRow
 from mini_claude.errors import NotFound
 
@@ -29,6 +30,7 @@ class KeyRepository:
                     created_at=key.created_at,
                     role=key.role,
                     expires_at=key.expires_at,
+                    **asdict(key.limits),
                 )
             )
 
@@ -78,4 +80,11 @@ def _record(row: ApiKeyRow) -> ApiKey:
         role=cast(KeyRole, row.role),
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        limits=Limits(
+            requests_per_minute=row.requests_per_minute,
+            requests_per_day=row.requests_per_day,
+            tokens_per_minute=row.tokens_per_minute,
+            tokens_per_day=row.tokens_per_day,
+            concurrent_replies=row.concurrent_replies,
+        ),
     )

@@ -17,10 +17,28 @@ JobState = Literal["pending", "running", "completed", "failed", "cancelled", "in
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one caller may ask for. None: what the settings say, 0: no limit.
+
+    Requests are those for replies; tokens are the prompt's and the reply's together.
+    """
+
+    requests_per_minute: int | None = None
+    requests_per_day: int | None = None
+    tokens_per_minute: int | None = None
+    tokens_per_day: int | None = None
+    concurrent_replies: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class ApiKey:
     """A key as its owner may see it later: `prefix` is its first characters, the rest is stored nowhere.
 
     An admin's key may manage the server for everybody, a user's only what is its own. `expires_at` None: never.
+    `limits` are the key's own.
     """
 
     id: str
@@ -30,6 +48,7 @@ class ApiKey:
     role: KeyRole
     expires_at: float | None = None
     revoked_at: float | None = None
+    limits: Limits = NO_LIMITS
 
     def state(self, now: float) -> KeyState:
         """Whether it opens anything; one that was revoked stays so, whenever it would have expired."""

@@ -26,6 +26,11 @@ class ApiKeyRow(Base):
     role: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[float | None] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    requests_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    concurrent_replies: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class ModelRow(Base):

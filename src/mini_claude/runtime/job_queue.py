@@ -93,7 +93,7 @@ class JobQueue:
 
     async def _start(self, job: Job) -> None:
         assert job.token is not None
-        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url"})
+        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url", "limits_url"})
         launch = TrainerLaunch(job.id, job.token, settings, self._settings.effective_database_url)
         process = await start_child("mini_claude.runtime.trainer_server", launch)
         assert process.stdin is not None

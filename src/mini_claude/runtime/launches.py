@@ -1,7 +1,7 @@
 """What a child process is told when it starts: one line of JSON on its standard input.
 
-Not arguments and not the environment, which other users of the machine can read: a database's address may hold a
-password. Engines never see it.
+Not arguments and not the environment, which other users of the machine can read: the addresses of a database and of
+shared counters may hold a password. Engines never see them.
 """
 
 from typing import Any
@@ -25,6 +25,7 @@ class SupervisorLaunch(Struct, frozen=True):
 
     settings: dict[str, Any]
     database_url: str
+    limits_url: str | None
 
 
 class PageLaunch(Struct, frozen=True):
@@ -32,6 +33,7 @@ class PageLaunch(Struct, frozen=True):
 
     settings: dict[str, Any]
     database_url: str
+    limits_url: str | None
 
 
 class TrainerLaunch(Struct, frozen=True):

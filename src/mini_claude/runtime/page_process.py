@@ -63,8 +63,8 @@ class PageProcess:
 
     async def _start(self) -> asyncio.subprocess.Process:
         environment = PAGE_ENVIRONMENT | {"GRADIO_TEMP_DIR": str(self._settings.page_files_dir)}
-        plain = self._settings.model_dump(mode="json", exclude={"database_url"})
-        launch = PageLaunch(plain, self._settings.effective_database_url)
+        plain = self._settings.model_dump(mode="json", exclude={"database_url", "limits_url"})
+        launch = PageLaunch(plain, self._settings.effective_database_url, self._settings.plain_limits_url)
         process = await start_child("mini_claude.web.page.server", launch, environment)
         log.info("page.started", pid=process.pid)
         return process

@@ -185,7 +185,7 @@ class Supervisor:
         return self._slots[name]
 
     def _new_launch(self, spec: ModelSpec, options: LoadOptions) -> EngineLaunch:
-        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url"})
+        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url", "limits_url"})
         address = sockets.new_engine_address(self._settings.data_dir)
         return EngineLaunch(spec, options, address, self._address, settings)
 
@@ -257,7 +257,8 @@ async def serve(settings: Settings) -> None:
 def main() -> None:
     """Entry point of the process: a `SupervisorLaunch` as JSON on standard input."""
     launch = msgspec.json.decode(sys.stdin.buffer.read(), type=SupervisorLaunch)
-    settings = Settings.model_validate(launch.settings | {"database_url": launch.database_url})
+    secret = {"database_url": launch.database_url, "limits_url": launch.limits_url}
+    settings = Settings.model_validate(launch.settings | secret)
     lock = hold_lock(settings)
     if lock is None:
         return

@@ -146,8 +146,9 @@ def _spawn(settings: Settings) -> "subprocess.Popen[bytes]":
         )
     assert process.stdin is not None
     assert process.stdout is not None
-    plain = settings.model_dump(mode="json", exclude={"database_url"})
-    process.stdin.write(msgspec.json.encode(SupervisorLaunch(plain, settings.effective_database_url)))
+    plain = settings.model_dump(mode="json", exclude={"database_url", "limits_url"})
+    launch = SupervisorLaunch(plain, settings.effective_database_url, settings.plain_limits_url)
+    process.stdin.write(msgspec.json.encode(launch))
     process.stdin.close()
     process.stdout.readline()  # one line once its lock is held and its socket bound, or end of file
     process.stdout.close()

@@ -50,9 +50,9 @@ class BeforeAfterService:
             raise InvalidRequest("No row of the training data holds a question to ask.", code="no_prompts")
         for prompt in prompts:
             question = prompt.messages[-1].content if prompt.messages else prompt.text
-            before = await self._answer(job.spec.model_name, prompt)
+            before = await self._answer(caller, job.spec.model_name, prompt)
             yield BeforeAfter(question, prompt.expected, before, None)
-            yield BeforeAfter(question, prompt.expected, before, await self._answer(job.adapter, prompt))
+            yield BeforeAfter(question, prompt.expected, before, await self._answer(caller, job.adapter, prompt))
 
     async def _dataset_of(self, caller: Caller, job: Job) -> str:
         """A name of the caller's for what the job was trained on; the one it had then may mean something else now."""
@@ -64,11 +64,11 @@ class BeforeAfterService:
             code="dataset_not_found",
         )
 
-    async def _answer(self, model: str, prompt: TrainingPrompt) -> str:
+    async def _answer(self, caller: Caller, model: str, prompt: TrainingPrompt) -> str:
         if prompt.messages:
-            stream = await self._chat.reply(model, prompt.messages, _PARAMS)
+            stream = await self._chat.reply(caller, model, prompt.messages, _PARAMS)
         else:
-            stream = await self._chat.complete(model, prompt.text, _PARAMS)
+            stream = await self._chat.complete(caller, model, prompt.text, _PARAMS)
         try:
             return "".join([event.delta.text async for event in stream])
         finally:

@@ -21,6 +21,8 @@ from mini_claude.runtime.runtime import ReplyStream, Runtime
 from mini_claude.services.adapters import ServedModel
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
+from mini_claude.services.permit import Permit
+from mini_claude.services.replies import ReplyStarter
 from mini_claude.services.reply_meter import MeteredReply
 from mini_claude.services.session_reply import SAVE_SECONDS, RunningReply, SessionReply, stored_record
 from mini_claude.services.session_turn import (
@@ -37,11 +39,14 @@ from mini_claude.types import Message, SamplingParams, Usage
 
 
 class ChatService:
-    """Replies and sessions. It also raises what `Runtime.start` raises, and `StorageError`."""
+    """Replies and sessions. It also raises what `ReplyStarter.start` raises, and `StorageError`."""
 
-    def __init__(self, runtime: Runtime, models: ModelService, sessions: SessionRepository) -> None:
+    def __init__(
+        self, runtime: Runtime, models: ModelService, replies: ReplyStarter, sessions: SessionRepository
+    ) -> None:
         self._runtime = runtime
         self._models = models
+        self._replies = replies
         self._sessions = sessions
         self._opening: set[asyncio.Task[SessionReply]] = set()
         self._running: dict[str, RunningReply] = {}
@@ -49,8 +54,15 @@ class ChatService:
 
     # --- replies without a session ---
 
-    async def reply(self, model: str | None, messages: Sequence[Message], params: SamplingParams) -> ReplyStream:
-        """Answer a conversation that the client keeps."""
+    async def reply(
+        self,
+        caller: Caller,
+        model: str | None,
+        messages: Sequence[Message],
+        params: SamplingParams,
+        permit: Permit | None = None,
+    ) -> ReplyStream:
+        """Answer a conversation that the client keeps. `permit`: one that `LimitService.admit` gave already."""
         if not messages:
             raise InvalidRequest("There are no messages; send at least one.", param="messages")
         for message in messages:
@@ -58,19 +70,29 @@ class ChatService:
         require_unicode("".join(params.stop), "stop")
         served = await self._models.serving(model)
         request = StartChat(uuid.uuid4().hex, tuple(messages), params, adapter=served.adapter)
-        return await self._start(served, request)
+        return await self._start(caller, served, request, permit)
 
-    async def complete(self, model: str | None, prompt: str | tuple[int, ...], params: SamplingParams) -> ReplyStream:
-        """Continue a text, or token ids, without a template."""
+    async def complete(
+        self,
+        caller: Caller,
+        model: str | None,
+        prompt: str | tuple[int, ...],
+        params: SamplingParams,
+        permit: Permit | None = None,
+    ) -> ReplyStream:
+        """Continue a text, or token ids, without a template. `permit` as for `reply`."""
         if isinstance(prompt, str):
             require_unicode(prompt, "prompt")
         require_unicode("".join(params.stop), "stop")
         served = await self._models.serving(model)
-        return await self._start(served, StartCompletion(uuid.uuid4().hex, prompt, params, served.adapter))
+        request = StartCompletion(uuid.uuid4().hex, prompt, params, served.adapter)
+        return await self._start(caller, served, request, permit)
 
-    async def _start(self, served: ServedModel, request: StartChat | StartCompletion) -> ReplyStream:
+    async def _start(
+        self, caller: Caller, served: ServedModel, request: StartChat | StartCompletion, permit: Permit | None = None
+    ) -> ReplyStream:
         started = time.perf_counter()
-        stream = await self._runtime.start(served.spec, self._models.options(), request)
+        stream = await self._replies.start(caller, served, request, permit)
         return MeteredReply(stream, self._runtime, served.name, started)
 
     # --- replies in a session ---
@@ -96,7 +118,7 @@ class ChatService:
         messages = plan.messages(plan.session.system if turn.system is None else turn.system)
         reply_id = uuid.uuid4().hex
         request = StartChat(reply_id, messages, turn.params, drop_oldest=True, resumable=True, adapter=served.adapter)
-        stream = await self._start(served, request)
+        stream = await self._start(caller, served, request)
         answer = Turn(
             id=reply_id,
             session_id=plan.session.id,

@@ -119,7 +119,9 @@ class DatasetService:
         dataset = await self.get(caller, name)
         spec = await self._models.resolve(model)
         path = await run_sync(self._store.path, dataset.sha256)
-        settings: dict[str, Any] = self._settings.model_dump(mode="json", exclude={"database_url", "api_key"})
+        settings: dict[str, Any] = self._settings.model_dump(
+            mode="json", exclude={"database_url", "limits_url", "api_key"}
+        )
         request = DoctorRequest(str(path), dataset.num_rows, spec, wanted, settings)
         try:
             answer = await self._short_work["doctor"].run("doctor", request, EXAMINATION_SECONDS)

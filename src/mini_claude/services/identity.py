@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from mini_claude.data.records import KeyRole
+from mini_claude.data.records import NO_LIMITS, KeyRole, Limits
 from mini_claude.errors import Forbidden
 
 LOCAL_OWNER = "local"  # no key id looks like this: those are 32 hexadecimal digits
@@ -15,11 +15,12 @@ _ADMIN_ONLY: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`owner` is whose sessions these are: the key's id, or "local" where no key is needed."""
+    """`owner` is whose sessions these are: the key's id, or "local" where no key is needed. `limits` are the key's."""
 
     owner: str
     key_id: str | None
     role: KeyRole = "user"
+    limits: Limits = NO_LIMITS
 
     @property
     def is_admin(self) -> bool:

@@ -1,4 +1,4 @@
-"""API keys: made once, shown once, kept as a hash. Each has a role, and perhaps an end."""
+"""API keys: made once, shown once, kept as a hash. Each has a role, and perhaps an end and limits."""
 
 import hashlib
 import hmac
@@ -7,17 +7,19 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Final
 
 from anyio.to_thread import run_sync
 
 from mini_claude.data.keys import KeyRepository
-from mini_claude.data.records import ApiKey, KeyRole
+from mini_claude.data.records import NO_LIMITS, ApiKey, KeyRole, Limits
 from mini_claude.errors import InvalidRequest, Unauthorized
 
 _KEY: Final = re.compile(r"mc-[A-Za-z0-9_-]{43}")  # 32 random bytes, base64url
 _PREFIX_CHARACTERS: Final = 9  # enough to recognise a key in a list; 222 of its 256 bits stay unknown
 _MAX_SECONDS: Final = 100 * 365 * 86_400  # a hundred years; any date before that can be written
+MAX_LIMIT: Final = 1_000_000_000_000  # of what a key may ask for; beyond it a limit limits nothing
 _UNAUTHORIZED: Final = "This API key is not valid; `mini-claude keys create NAME` makes one."
 
 
@@ -29,12 +31,16 @@ class KeyService:
         self._exist = False
 
     async def create(
-        self, name: str, role: KeyRole | None = None, expires_at: float | None = None
+        self,
+        name: str,
+        role: KeyRole | None = None,
+        expires_at: float | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> tuple[ApiKey, str]:
         """A new key's record and its text, which is stored nowhere.
 
         No `role` means a user's, where there is an admin's key already; else an admin's, so that somebody can manage
-        the server. `expires_at` is Unix time, None: never. Raises `InvalidRequest` for an unusable name or time.
+        the server. `expires_at` is Unix time, None: never. Raises `InvalidRequest` for an unusable name, time or limit.
         """
         name = " ".join(name.split())
         if not 1 <= len(name) <= 200 or not name.isprintable():
@@ -46,10 +52,11 @@ class KeyService:
                 "since 1970. Leave it out for a key that never does.",
                 param="expires_at",
             )
+        _check_limits(limits)
         if role is None:
             role = "user" if await self.has_admin() else "admin"
         plain = "mc-" + secrets.token_urlsafe(32)
-        key = ApiKey(uuid.uuid4().hex, name, plain[:_PREFIX_CHARACTERS], now, role, expires_at)
+        key = ApiKey(uuid.uuid4().hex, name, plain[:_PREFIX_CHARACTERS], now, role, expires_at, limits=limits)
         await run_sync(self._repository.add, key, _sha256(plain))
         return key, plain
 
@@ -89,6 +96,15 @@ class KeyService:
         """Raise `Unauthorized` where a key that was let in before has ended since; None is the local caller."""
         if key_id is not None and (await self.get(key_id)).state(time.time()) != "active":
             raise Unauthorized(_UNAUTHORIZED)
+
+
+def _check_limits(limits: Limits) -> None:
+    for name, value in asdict(limits).items():
+        if value is not None and not 0 <= value <= MAX_LIMIT:
+            raise InvalidRequest(
+                f"{name} is {value}: give 0 (no limit) to {MAX_LIMIT}, or leave it out for what the settings say.",
+                param=name,
+            )
 
 
 def _sha256(plain: str) -> str:

@@ -14,6 +14,7 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.default_models import DefaultModelRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
+from mini_claude.data.limit_counters import LimitCounters
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.preferences import PreferenceRepository
 from mini_claude.data.sessions import SessionRepository
@@ -29,7 +30,9 @@ from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.feedback_datasets import FeedbackDatasets
 from mini_claude.services.keys import KeyService
+from mini_claude.services.limits import LimitService, default_limits, redis_windows
 from mini_claude.services.models import ModelService
+from mini_claude.services.replies import ReplyStarter
 from mini_claude.services.session_export import SessionExport
 from mini_claude.services.training import TrainingService
 from mini_claude.services.xray import XrayService
@@ -44,6 +47,7 @@ class Services:
     runtime: Runtime
     database: Database
     keys: KeyService
+    limits: LimitService
     models: ModelService
     adapters: AdapterService
     datasets: DatasetService
@@ -59,14 +63,15 @@ class Services:
     async def aclose(self) -> None:
         """Store what runs and close the database. The runtime is its maker's to close, after this."""
         await self.chat.aclose()
+        await self.limits.aclose()
         await run_sync(self.closing.close)
 
 
 async def open_services(settings: Settings, runtime: Runtime) -> Services:
     """Open and migrate the database and build the services on it.
 
-    Raises `InvalidRequest` for a database_url that cannot work, also a database in memory where there is another
-    worker, and `StorageError` when the database refuses.
+    Raises `InvalidRequest` for a database_url or a limits_url that cannot work, also a database in memory where there
+    is another worker, and `StorageError` when the database or the file of counts refuses.
     """
     with ExitStack() as opened:
         database = Database(settings.effective_database_url)
@@ -83,25 +88,37 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
-        chat = ChatService(runtime, models, SessionRepository(database))
+        limits = await _limits(settings, database, opened)
+        replies = ReplyStarter(runtime, models, limits)
+        chat = ChatService(runtime, models, replies, SessionRepository(database))
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
             settings=settings,
             runtime=runtime,
             database=database,
             keys=KeyService(KeyRepository(database)),
+            limits=limits,
             models=models,
             adapters=adapters,
             datasets=dataset_service,
             training=training,
             chat=chat,
-            xray=XrayService(runtime, models, SessionRepository(database)),
+            xray=XrayService(models, replies, SessionRepository(database)),
             feedback=feedback,
             feedback_datasets=FeedbackDatasets(chat, feedback, dataset_service),
             session_export=SessionExport(chat, feedback),
             before_after=BeforeAfterService(training, dataset_service, chat),
             closing=opened.pop_all(),
         )
+
+
+async def _limits(settings: Settings, database: Database, opened: ExitStack) -> LimitService:
+    """Counts in memory where everything is, else in a file: the page's process counts too, even beside one worker."""
+    url = settings.plain_limits_url
+    windows = None if url is None else redis_windows(url)
+    counters = await run_sync(LimitCounters, None if database.in_memory else settings.data_dir / "limits.db")
+    opened.callback(counters.close)
+    return LimitService(default_limits(settings), counters, windows or counters)
 
 
 @contextmanager

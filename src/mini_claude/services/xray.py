@@ -16,9 +16,10 @@ from mini_claude.data.records import Turn
 from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import Conflict, InvalidRequest, Unavailable
 from mini_claude.runtime.messages import StartChat
-from mini_claude.runtime.runtime import ReplyStream, Runtime
+from mini_claude.runtime.runtime import ReplyStream
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
+from mini_claude.services.replies import ReplyStarter
 from mini_claude.services.session_turn import context_of_reply, require_unicode
 from mini_claude.types import FinishReason, Message, PromptTrace, SamplingParams, TokenTrace, Usage
 
@@ -48,15 +49,16 @@ class Xray:
 
 
 class XrayService:
-    """Makes X-rays; it also raises what `Runtime.start` raises."""
+    """Makes X-rays; it also raises what `ReplyStarter.start` raises."""
 
-    def __init__(self, runtime: Runtime, models: ModelService, sessions: SessionRepository) -> None:
-        self._runtime = runtime
+    def __init__(self, models: ModelService, replies: ReplyStarter, sessions: SessionRepository) -> None:
         self._models = models
+        self._replies = replies
         self._sessions = sessions
 
     async def of_messages(
         self,
+        caller: Caller,
         model: str | None,
         messages: Sequence[Message],
         params: SamplingParams,
@@ -85,7 +87,7 @@ class XrayService:
         traced = replace(
             params, max_tokens=wanted, forced_token_ids=tuple(prefix_token_ids), trace=_checked(candidates)
         )
-        return await self._run(model, StartChat(uuid.uuid4().hex, tuple(messages), traced), "generated")
+        return await self._run(caller, model, StartChat(uuid.uuid4().hex, tuple(messages), traced), "generated")
 
     async def of_reply(
         self,
@@ -106,14 +108,14 @@ class XrayService:
         messages = await self._messages(caller, turn)
         if prefix_token_ids is not None:
             return await self.of_messages(
-                turn.model, messages, params, candidates=candidates, prefix_token_ids=prefix_token_ids
+                caller, turn.model, messages, params, candidates=candidates, prefix_token_ids=prefix_token_ids
             )
         if not turn.content:
             raise InvalidRequest("This reply is empty: there is nothing to look into.", param="reply_id")
         ended = turn.finish_reason == "stop"
         traced = replace(params, trace=_checked(candidates), stop=())
         request = StartChat(uuid.uuid4().hex, messages, traced, answer=turn.content, answer_ended=ended)
-        xray = await self._run(turn.model, request, "scored")
+        xray = await self._run(caller, turn.model, request, "scored")
         known = turn.usage.completion_tokens if turn.usage is not None else len(xray.tokens)
         return replace(xray, exact=len(xray.tokens) == known)
 
@@ -122,10 +124,12 @@ class XrayService:
         session, path = await run_sync(self._sessions.branch, caller.owner, turn.session_id, turn.id)
         return context_of_reply(session.system, path)
 
-    async def _run(self, model: str | None, request: StartChat, mode: Literal["generated", "scored"]) -> Xray:
+    async def _run(
+        self, caller: Caller, model: str | None, request: StartChat, mode: Literal["generated", "scored"]
+    ) -> Xray:
         served = await self._models.serving(model)
         request = structs.replace(request, adapter=served.adapter)
-        stream = await self._runtime.start(served.spec, self._models.options(), request)
+        stream = await self._replies.start(caller, served, request)
         try:
             return await _collect(stream, served.name, mode)
         finally:

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
 import typer
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from mini_claude.data.database import Database
 from mini_claude.data.keys import KeyRepository
+from mini_claude.data.records import Limits
 from mini_claude.errors import InvalidRequest
 from mini_claude.services.keys import KeyService
 from mini_claude.utils.config import Settings
@@ -22,6 +24,14 @@ app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 console = Console()
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
 _UNIT_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60}
+_SHORT: Final = {
+    "requests_per_minute": "req/min",
+    "requests_per_day": "req/day",
+    "tokens_per_minute": "tok/min",
+    "tokens_per_day": "tok/day",
+    "concurrent_replies": "at once",
+}
+Limit = Annotated[int | None, typer.Option(min=0, help="0: no limit.", show_default="what the settings say")]
 _NO_ADMIN: Final = (
     "No admin's key opens the server now, so nobody can load models or make keys over it; "
     "`mini-claude keys create NAME --role admin` makes one."
@@ -47,11 +57,17 @@ def create(
         typer.Option(help="An admin manages the server for everybody.", show_default="user; admin where none is"),
     ] = None,
     expires: Annotated[str | None, typer.Option(help="How long it opens the server, as in 30d, 12h or 45m.")] = None,
+    requests_per_minute: Limit = None,
+    requests_per_day: Limit = None,
+    tokens_per_minute: Limit = None,
+    tokens_per_day: Limit = None,
+    concurrent_replies: Limit = None,
 ) -> None:
     """Make a key and show it, once. From the first key on, every request needs one."""
     ends = None if expires is None else time.time() + seconds_of(expires)
+    limits = Limits(requests_per_minute, requests_per_day, tokens_per_minute, tokens_per_day, concurrent_replies)
     with open_keys(Settings()) as keys:
-        key, plain = asyncio.run(keys.create(name, role, ends))
+        key, plain = asyncio.run(keys.create(name, role, ends, limits))
         has_admin = asyncio.run(keys.has_admin())
     console.print(plain, markup=False, highlight=False)
     words = ["Keep it: it is not shown again. Clients send it as `Authorization: Bearer ...`."]
@@ -74,11 +90,24 @@ def seconds_of(span: str) -> int:
     return int(parts[1]) * _UNIT_SECONDS[parts[2]]
 
 
+def limits_of(limits: Limits) -> list[str]:
+    """A key's own limits, each in a few characters, as in 60 req/min or 1M tok/day."""
+    own = {name: value for name, value in asdict(limits).items() if value is not None}
+    return [f"{_compact(value) if value else 'any'} {_SHORT[name]}" for name, value in own.items()]
+
+
+def _compact(num: int) -> str:
+    for size, letter in ((1_000_000, "M"), (1_000, "k")):
+        if num % size == 0:
+            return f"{num // size}{letter}"
+    return str(num)
+
+
 @app.command("list")
 def list_keys() -> None:
     """Show all keys (never the keys themselves): whose, what they may do, and whether they still open the server."""
     key_id, role, created, state = (Column(name, no_wrap=True) for name in ("id", "role", "created", "state, end"))
-    name = Column("name, begins with", overflow="fold")  # alone in being narrower where the terminal is
+    name = Column("name, begins with, own limits", overflow="fold")  # alone in being narrower where the terminal is
     table = Table(key_id, name, role, created, state, box=None, pad_edge=False)
     now = time.time()
     with open_keys(Settings()) as keys:
@@ -86,9 +115,8 @@ def list_keys() -> None:
             ended = key.revoked_at or key.expires_at
             words = [key.state(now), *([_date(ended)] if ended else [])]
             cells = (_date(key.created_at), " ".join(words))
-            table.add_row(
-                key.id, Text(f"{key.name}\n{key.prefix}"), key.role, *(cell.replace(" ", "\n") for cell in cells)
-            )
+            described = Text("\n".join([key.name, key.prefix, *limits_of(key.limits)]))
+            table.add_row(key.id, described, key.role, *(cell.replace(" ", "\n") for cell in cells))
     console.print(table)
 
 

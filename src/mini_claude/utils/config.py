@@ -116,6 +116,21 @@ class Settings(BaseSettings):
     max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
     num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
 
+    # limits of each API key that has none of its own, and of the local caller
+    limit_requests_per_minute: int = Field(0, ge=0, description="Requests for replies a minute; 0: no limit.")
+    limit_requests_per_day: int = Field(0, ge=0, description="Requests for replies in 24 hours; 0: no limit.")
+    limit_tokens_per_minute: int = Field(
+        0, ge=0, description="Tokens a minute, of prompts and replies together; 0: no limit."
+    )
+    limit_tokens_per_day: int = Field(
+        0, ge=0, description="Tokens in 24 hours, of prompts and replies together; 0: no limit."
+    )
+    limit_concurrent_replies: int = Field(0, ge=0, description="Replies that are written at once; 0: no limit.")
+    limits_url: SecretStr | None = Field(
+        None,
+        description="redis://... where several hosts share counts of requests and tokens. Unset: a file in data_dir.",
+    )
+
     # training
     max_dataset_bytes: int = Field(200_000_000, ge=1024, description="Largest file of training data.")
     dataset_quota_bytes: int = Field(2_000_000_000, ge=1024, description="All datasets together.")
@@ -171,6 +186,11 @@ class Settings(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite:///{self.data_dir / 'mini-claude.db'}"
+
+    @property
+    def plain_limits_url(self) -> str | None:
+        """The address of counters that several hosts share, as it is."""
+        return None if self.limits_url is None else self.limits_url.get_secret_value()
 
     @property
     def database_in_memory(self) -> bool:

@@ -48,7 +48,7 @@ async def caller_with_key(services: Services, key: str | None) -> Caller:
     if key is None:
         raise Unauthorized(KEY_SENTENCE)
     record = await services.keys.authenticate(key)
-    return Caller(owner=record.id, key_id=record.id, role=record.role)
+    return Caller(owner=record.id, key_id=record.id, role=record.role, limits=record.limits)
 
 
 def local_caller(connection: HTTPConnection, services: Services) -> Caller:

@@ -29,6 +29,7 @@ from mini_claude.errors import (
     ModelLoadError,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
     StorageError,
     Unauthorized,
     Unavailable,
@@ -45,13 +46,14 @@ STATUS: Final[Mapping[type[MiniClaudeError], int]] = {
     NotFound: 404,
     Conflict: 409,
     PayloadTooLarge: 413,
+    RateLimited: 429,
     ModelLoadError: 422,  # not 5xx: SDKs would retry, and each retry would be another failing load
     Unavailable: 503,
     StorageError: 503,
     InternalError: 500,
     MiniClaudeError: 500,
 }
-OPENAI_TYPES: Final = {401: "authentication_error", 403: "permission_error"}
+OPENAI_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 MAX_NAME_SHOWN: Final = 64  # characters of an unknown field's name that an error repeats
 
 
@@ -108,8 +110,14 @@ def error_response(error: MiniClaudeError, scope: Scope, headers: Mapping[str, s
     openai = is_openai_path(scope["path"])
     status = status_of(error, openai=openai)
     own: dict[str, str] = dict(headers or {})
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable | RateLimited):
         own["Retry-After"] = str(max(1, math.ceil(error.retry_after or 1)))
+    if isinstance(error, RateLimited) and error.limit is not None:
+        own |= {
+            "RateLimit-Limit": str(error.limit),
+            "RateLimit-Remaining": "0",
+            "RateLimit-Reset": own["Retry-After"],
+        }
     if status == 408:
         own["Connection"] = "close"  # else a client that sends a byte now and then would keep it for ever
     if status == 401:

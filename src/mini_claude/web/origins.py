@@ -74,7 +74,8 @@ def cors_headers(origin: str | None, settings: Settings) -> dict[str, str]:
         return {}
     return {
         "access-control-allow-origin": origin,
-        "access-control-expose-headers": "x-request-id, retry-after",
+        "access-control-expose-headers": "x-request-id, retry-after, "
+        "ratelimit-limit, ratelimit-remaining, ratelimit-reset",
         "vary": "Origin",
     }
 

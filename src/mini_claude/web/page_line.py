@@ -1,11 +1,13 @@
 """A worker's line to the page's process: HTTP over a Unix socket that only this user can open.
 
-What passes is the page's own traffic. Who is calling, and as what, was found out by the worker and is told in
-headers; the same headers from outside are thrown away.
+What passes is the page's own traffic. Who is calling, as what and within which limits, was found out by the worker
+and is told in headers; the same headers from outside are thrown away.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,7 @@ from mini_claude.web.streaming import cancel_all, hung_up
 OWNER_HEADER: Final = "x-mini-claude-owner"
 KEY_HEADER: Final = "x-mini-claude-key-id"
 ROLE_HEADER: Final = "x-mini-claude-role"
+LIMITS_HEADER: Final = "x-mini-claude-limits"
 CONNECT_SECONDS: Final = 5.0
 MAX_CONNECTIONS: Final = 1000
 # Of one connection (RFC 9110, section 7.6.1), or ours to say.
@@ -29,7 +32,7 @@ NOT_FORWARDED: Final = frozenset(
     {
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "upgrade"),
         *("transfer-encoding", "content-length", "authorization", "x-api-key", "cookie"),
-        *(OWNER_HEADER, KEY_HEADER, ROLE_HEADER),
+        *(OWNER_HEADER, KEY_HEADER, ROLE_HEADER, LIMITS_HEADER),
         *("x-forwarded-host", "x-forwarded-proto", "x-forwarded-for", "forwarded"),
     }
 )
@@ -71,7 +74,7 @@ class PageLine:
         headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
         headers += [(OWNER_HEADER, caller.owner), (ROLE_HEADER, caller.role), ("x-forwarded-proto", request.url.scheme)]
         if caller.key_id is not None:
-            headers.append((KEY_HEADER, caller.key_id))
+            headers += [(KEY_HEADER, caller.key_id), (LIMITS_HEADER, json.dumps(asdict(caller.limits)))]
         outgoing = self._http.build_request(
             request.method,
             httpx.URL(

@@ -5,7 +5,7 @@ Whoever consumes a reply here closes it, also when nobody is left to read it: cl
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -111,6 +111,15 @@ async def merge(replies: Sequence[Reply]) -> AsyncGenerator[tuple[int, ReplyEven
         await cancel_all(pumps)
 
 
+async def closing_on_error(reply: Reply, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; the reply is closed when it fails or is cancelled, since nobody will read it then."""
+    try:
+        return await work
+    except BaseException:
+        await reply.aclose()
+        raise
+
+
 async def cancel_all(tasks: Sequence[asyncio.Task[Any]]) -> None:
     """Cancel the tasks and wait for their end."""
     for task in tasks:
@@ -138,7 +147,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
 
 class EventStream(Response):
-    """A response of server-sent events.
+    """A response of server-sent events, with further `headers`.
 
     Writes a comment after `ping_seconds` of silence, so that proxies keep the line open. Ends when `frames` ends, the
     client hangs up, or the server's deadline for shutting down has passed (`last_words` is sent then); in every case
@@ -153,6 +162,7 @@ class EventStream(Response):
         close: Callable[[], Awaitable[None]],
         ping_seconds: float,
         last_words: bytes,
+        headers: Mapping[str, str],
     ) -> None:
         self.status_code = 200
         self.background = None
@@ -163,7 +173,7 @@ class EventStream(Response):
         self._line = asyncio.Lock()  # a ping must not fall between a frame and its wait for the socket
         self._last_sent = 0.0
         # no-transform and x-accel-buffering keep proxies from holding frames back
-        self.init_headers({"cache-control": "no-store, no-transform", "x-accel-buffering": "no"})
+        self.init_headers({"cache-control": "no-store, no-transform", "x-accel-buffering": "no", **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or as much as the client stays for."""

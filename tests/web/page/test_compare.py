@@ -8,6 +8,7 @@ import pytest
 from mini_claude.services.identity import LOCAL
 from mini_claude.web.page.compare import CompareTab
 from mini_claude.web.page.comparison import Comparison
+from mini_claude.web.page_line import KEY_HEADER, LIMITS_HEADER, OWNER_HEADER
 
 from ..conftest import Site
 
@@ -22,6 +23,13 @@ async def tab(site: Site) -> CompareTab:
 
 async def ask(tab: CompareTab, visit: gr.Request, *, blind: bool) -> list[dict[Any, Any]]:
     return [update async for update in tab._ask(visit, "one two", "", blind, *SETTINGS, *SETTINGS)]
+
+
+async def test_who_has_reached_a_limit_is_told_which(tab: CompareTab, site: Site) -> None:
+    headers = {OWNER_HEADER: "a" * 32, KEY_HEADER: "a" * 32, LIMITS_HEADER: '{"requests_per_minute": 1}'}
+    with pytest.raises(gr.Error, match="limit of 1 request a minute"):  # two answers are two requests
+        await ask(tab, gr.Request(headers=headers), blind=False)
+    assert len(site.runtime.requests) == 1
 
 
 async def test_two_answers_are_shown_without_names_until_one_is_chosen(tab: CompareTab, visit: gr.Request) -> None:

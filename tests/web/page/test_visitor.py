@@ -7,11 +7,12 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
+from mini_claude.data.records import Limits
 from mini_claude.errors import Forbidden, Unauthorized
 from mini_claude.services.identity import LOCAL, Caller
 from mini_claude.web.page import visitor as module
 from mini_claude.web.page.visitor import admin_visitor, visitor
-from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
+from mini_claude.web.page_line import KEY_HEADER, LIMITS_HEADER, OWNER_HEADER, ROLE_HEADER
 
 from .conftest import SOMEBODY_ELSE
 
@@ -44,6 +45,11 @@ def test_the_local_visitor_is_an_admin_and_one_with_a_key_is_what_that_says(
 def test_who_is_not_said_to_be_an_admin_is_none(role: str | None) -> None:
     headers = {OWNER_HEADER: "a", KEY_HEADER: "a"} | ({} if role is None else {ROLE_HEADER: role})
     assert not visitor(gr.Request(headers=headers)).is_admin
+
+
+def test_the_worker_tells_the_limits_of_the_key() -> None:
+    headers = {OWNER_HEADER: "a", KEY_HEADER: "a", LIMITS_HEADER: '{"requests_per_minute": 3, "tokens_per_day": null}'}
+    assert visitor(gr.Request(headers=headers)).limits == Limits(requests_per_minute=3)
 
 
 def test_who_came_through_no_worker_is_nobody() -> None:

@@ -109,13 +109,13 @@ class CompareTab:
     async def _ask(
         self, request: gr.Request, question: str, system: str, blind: bool, *settings: Any
     ) -> AsyncIterator[Update]:
-        visitor(request)
+        caller = visitor(request)
         half = len(self.first.inputs)
         contestants = [await self._exactly(values) for values in (settings[:half], settings[half:])]
         comparison = new_comparison(question, system, contestants, blind=blind)
         yield await self._look(comparison, running=True)
         try:
-            comparison.race = await start_race(self._services.chat, comparison.contestants, comparison.messages)
+            comparison.race = await start_race(self._services.chat, caller, comparison.contestants, comparison.messages)
         except Exception:
             yield await self._look(comparison, running=False)
             raise

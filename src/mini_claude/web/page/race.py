@@ -9,6 +9,7 @@ from typing import Final
 from mini_claude.errors import MiniClaudeError
 from mini_claude.runtime.runtime import ReplyStream
 from mini_claude.services.chat import ChatService
+from mini_claude.services.identity import Caller
 from mini_claude.types import FinishReason, Message, SamplingParams
 
 FRAME_SECONDS: Final = 0.06  # between two looks at answers that are being written
@@ -73,9 +74,11 @@ class Race:
             answer.stream.abort()
 
 
-async def start_race(chat: ChatService, contestants: Sequence[Contestant], messages: Sequence[Message]) -> Race:
+async def start_race(
+    chat: ChatService, caller: Caller, contestants: Sequence[Contestant], messages: Sequence[Message]
+) -> Race:
     """Ask all of them, loading what is not loaded. Raises the first error of what `ChatService.reply` raises."""
-    asked = [asyncio.create_task(chat.reply(each.name, messages, each.params)) for each in contestants]
+    asked = [asyncio.create_task(chat.reply(caller, each.name, messages, each.params)) for each in contestants]
     try:
         return Race(tuple(RunningAnswer(stream) for stream in await asyncio.gather(*asked)))
     except BaseException:

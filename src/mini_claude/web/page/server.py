@@ -76,7 +76,8 @@ def main() -> None:
     """Entry point of the process: a `PageLaunch` as one line of JSON on standard input."""
     launch = msgspec.json.decode(sys.stdin.buffer.readline(), type=PageLaunch)
     end_with_parent(lambda: os.kill(os.getpid(), signal.SIGTERM))
-    settings = Settings.model_validate(launch.settings | {"database_url": launch.database_url})
+    secret = {"database_url": launch.database_url, "limits_url": launch.limits_url}
+    settings = Settings.model_validate(launch.settings | secret)
     configure_logging(settings, "page")
     shutil.rmtree(settings.page_files_dir, ignore_errors=True)  # of a page that was killed
     settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

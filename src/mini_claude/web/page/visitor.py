@@ -1,18 +1,19 @@
 """What every event of the page starts with: who is asking; and how its errors reach the person."""
 
 import functools
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import gradio as gr
 from pydantic import ValidationError
 
-from mini_claude.data.records import KeyRole
+from mini_claude.data.records import KeyRole, Limits
 from mini_claude.errors import MiniClaudeError, Unauthorized
 from mini_claude.services.identity import Caller, require_admin
 from mini_claude.utils.logging import get_logger
 from mini_claude.web.page.labels import LABELS
-from mini_claude.web.page_line import KEY_HEADER, OWNER_HEADER, ROLE_HEADER
+from mini_claude.web.page_line import KEY_HEADER, LIMITS_HEADER, OWNER_HEADER, ROLE_HEADER
 
 log = get_logger(__name__)
 
@@ -29,7 +30,8 @@ def visitor(request: gr.Request) -> Caller:
     if not owner:
         raise Unauthorized("This request did not come through a worker.")
     role: KeyRole = "admin" if headers.get(ROLE_HEADER) == "admin" else "user"
-    return Caller(owner, headers.get(KEY_HEADER), role)
+    limits = Limits(**json.loads(headers.get(LIMITS_HEADER) or "{}"))
+    return Caller(owner, headers.get(KEY_HEADER), role, limits)
 
 
 def admin_visitor(request: gr.Request) -> Caller:

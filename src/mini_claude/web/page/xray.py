@@ -100,13 +100,14 @@ class XrayTab:
     async def _ask(
         self, request: gr.Request, question: str, model: str | None, *settings: Any
     ) -> AsyncIterator[Update]:
-        visitor(request)
+        caller = visitor(request)
         if not question.strip():
             raise InvalidRequest("Write a question first.")
         message = Message("user", question)
         source = {"messages": (message,), "model": model}
         yield {self.summary: '<p class="facts">Answering …</p>'}
-        yield self._show(await self._services.xray.of_messages(model, (message,), _params(settings)), source)
+        made = await self._services.xray.of_messages(caller, model, (message,), _params(settings))
+        yield self._show(made, source)
 
     @event
     async def _look(self, request: gr.Request, reply_id: str | None, *settings: Any) -> Update:
@@ -134,7 +135,7 @@ class XrayTab:
             )
         else:
             made = await self._services.xray.of_messages(
-                source["model"], source["messages"], params, prefix_token_ids=prefix
+                visitor(request), source["model"], source["messages"], params, prefix_token_ids=prefix
             )
         return self._show(made, source, place, chosen=True)
 

@@ -16,10 +16,20 @@ from mini_claude.services.session_export import MEDIA_TYPES, ExportKind
 from mini_claude.types import GenerationDelta
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
 from mini_claude.web.error_handlers import known_error, native_error
+from mini_claude.web.limit_headers import LIMIT_RESPONSES, limit_headers
 from mini_claude.web.schemas.chat import ChatRequest, ChatResponse, LogprobPublic, UsagePublic
 from mini_claude.web.schemas.sampling import Id
 from mini_claude.web.schemas.sessions import ConversationPublic, SessionChange, SessionList, SessionPublic
-from mini_claude.web.streaming import EventStream, Reply, collect, frame, interrupted, shutting_down, unless_gone
+from mini_claude.web.streaming import (
+    EventStream,
+    Reply,
+    closing_on_error,
+    collect,
+    frame,
+    interrupted,
+    shutting_down,
+    unless_gone,
+)
 
 router = APIRouter(prefix="/api/v1/chat", tags=["chat"], dependencies=[Depends(caller_of)])
 
@@ -48,15 +58,15 @@ class _Started:
 async def _start(body: ChatRequest, services: Services, caller: Caller) -> _Started:
     if body.session_id is None:
         served = await services.models.serving(body.model)
-        stream = await services.chat.reply(served.name, body.to_messages(), body.sampling_params())
+        stream = await services.chat.reply(caller, served.name, body.to_messages(), body.sampling_params())
         return _Started(stream, stream.accepted.request_id, served.name)
     said = await services.chat.say(caller, body.session_turn())
     return _Started(said, said.reply_id, said.model, said.session_id, said.user_turn_id, said.dropped_turn_ids)
 
 
-@router.post("/completions", response_model=ChatResponse)
+@router.post("/completions", response_model=ChatResponse, responses=LIMIT_RESPONSES)
 async def create_chat_completion(
-    body: ChatRequest, request: Request, services: ServicesDep, caller: CallerDep
+    body: ChatRequest, request: Request, response: Response, services: ServicesDep, caller: CallerDep
 ) -> ChatResponse | Response:
     """Answer a conversation, or the next turn of a session."""
     started_at = time.perf_counter()
@@ -65,8 +75,11 @@ async def create_chat_completion(
         request_id = request_id_of(request)
         frames = _events(started, request_id, started_at)
         last_words = _error(shutting_down(), request_id)
-        return EventStream(frames, started.reply.aclose, services.settings.ping_seconds, last_words)
-    return await unless_gone(request, _whole(body, services, caller, started_at))
+        headers = await closing_on_error(started.reply, limit_headers(services, caller))
+        return EventStream(frames, started.reply.aclose, services.settings.ping_seconds, last_words, headers)
+    answer = await unless_gone(request, _whole(body, services, caller, started_at))
+    response.headers.update(await limit_headers(services, caller))
+    return answer
 
 
 async def _whole(body: ChatRequest, services: Services, caller: Caller, started_at: float) -> ChatResponse:

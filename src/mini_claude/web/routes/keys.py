@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from mini_claude.errors import Forbidden
 from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, AdminDep, CallerDep, ServicesDep, caller_of
 from mini_claude.web.origins import is_local_client
-from mini_claude.web.schemas.keys import KeyCreate, KeyList, KeyMade, KeyPublic, Me
+from mini_claude.web.schemas.keys import KeyCreate, KeyList, KeyMade, KeyPublic, LimitPublic, Me
 
 FIRST_KEY_SENTENCE: Final = (
     "The first key closes the server to all who have none, so it is made on the server's own machine: "
@@ -20,11 +20,12 @@ router = APIRouter(prefix="/api/v1/keys", tags=["keys"], dependencies=[ADMIN_ONL
 
 @me_router.get("")
 async def who_am_i(services: ServicesDep, caller: CallerDep) -> Me:
-    """What the key that was sent may do, and until when."""
+    """What the key that was sent may do, until when, and what is left of its limits."""
+    limits = [LimitPublic.of(state) for state in await services.limits.states(caller)]
     if caller.key_id is None:
-        return Me(role=caller.role, key_id=None, key_name=None, expires_at=None)
+        return Me(role=caller.role, key_id=None, key_name=None, expires_at=None, limits=limits)
     key = await services.keys.get(caller.key_id)
-    return Me(role=key.role, key_id=key.id, key_name=key.name, expires_at=key.expires_at)
+    return Me(role=key.role, key_id=key.id, key_name=key.name, expires_at=key.expires_at, limits=limits)
 
 
 @router.get("")
@@ -38,7 +39,7 @@ async def create_key(body: KeyCreate, request: Request, services: ServicesDep, c
     """Make a key; this answer alone holds it. From the first key on, every request needs one. For admins."""
     if caller.key_id is None and not is_local_client(request.scope):
         raise Forbidden(FIRST_KEY_SENTENCE, code="first_key_is_local")
-    key, plain = await services.keys.create(body.name, body.role, body.expires_at)
+    key, plain = await services.keys.create(body.name, body.role, body.expires_at, body.to_limits())
     return KeyMade.of(key, key=plain)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -9,80 +10,98 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from mini_claude.runtime.runtime import ReplyStream
+from mini_claude.services.identity import Caller
+from mini_claude.services.permit import Permit
+from mini_claude.services.services import Services
 from mini_claude.types import ModelInfo
-from mini_claude.web.deps import ServicesDep, caller_of, request_id_of
+from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
+from mini_claude.web.limit_headers import OPENAI_LIMIT_RESPONSES, limit_headers
 from mini_claude.web.openai_format import ChatShape, CompletionShape, Shape, answer, chunks, error_frame
 from mini_claude.web.schemas.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
 from mini_claude.web.streaming import EventStream, collect_all, shutting_down, unless_gone
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(caller_of)])
 
-Start = Callable[[], Awaitable[ReplyStream]]
+Start = Callable[[Permit], Awaitable[ReplyStream]]
 
 
-@router.post("/chat/completions", response_model=None)
-async def create_chat_completion(body: ChatCompletionRequest, request: Request, services: ServicesDep) -> Response:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The replies that a request wants, how each is started and how long it may get, and how the answer is spelled."""
+
+    shape: Shape
+    model: str
+    starts: Sequence[Start]
+    max_tokens: int | None
+    num_prompts: int = 1
+
+
+@router.post("/chat/completions", response_model=None, responses=OPENAI_LIMIT_RESPONSES)
+async def create_chat_completion(
+    body: ChatCompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
+) -> Response:
     """Answer a conversation."""
     served = await services.models.serving(body.model)
     messages = body.to_messages()
 
     def choice(index: int) -> Start:
-        return lambda: services.chat.reply(served.name, messages, body.sampling_params(index))
+        params = body.sampling_params(index)
+        return lambda permit: services.chat.reply(caller, served.name, messages, params, permit)
 
     starts = [choice(index) for index in range(body.n or 1)]
-    ping_seconds = services.settings.ping_seconds
-    return await _respond(request, ping_seconds, body, ChatShape(), served.name, starts, num_prompts=1)
+    plan = _Plan(ChatShape(), served.name, starts, body.sampling_params(0).max_tokens)
+    return await _respond(request, services, caller, body, plan)
 
 
-@router.post("/completions", response_model=None)
-async def create_completion(body: CompletionRequest, request: Request, services: ServicesDep) -> Response:
+@router.post("/completions", response_model=None, responses=OPENAI_LIMIT_RESPONSES)
+async def create_completion(
+    body: CompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
+) -> Response:
     """Continue a text."""
     served = await services.models.serving(body.model)
     num_choices = body.n or 1
 
     def choice(index: int) -> Start:
-        prompt = body.prompt[index // num_choices]
-        return lambda: services.chat.complete(served.name, prompt, body.sampling_params(index % num_choices))
+        prompt, params = body.prompt[index // num_choices], body.sampling_params(index % num_choices)
+        return lambda permit: services.chat.complete(caller, served.name, prompt, params, permit)
 
     starts = [choice(index) for index in range(len(body.prompt) * num_choices)]
-    return await _respond(
-        request, services.settings.ping_seconds, body, CompletionShape(), served.name, starts, len(body.prompt)
-    )
+    plan = _Plan(CompletionShape(), served.name, starts, body.sampling_params(0).max_tokens, len(body.prompt))
+    return await _respond(request, services, caller, body, plan)
 
 
-async def _respond(
-    request: Request,
-    ping_seconds: float,
-    body: OpenAIRequest,
-    shape: Shape,
-    model: str,
-    starts: Sequence[Start],
-    num_prompts: int,
-) -> Response:
+async def _respond(request: Request, services: Services, caller: Caller, body: OpenAIRequest, plan: _Plan) -> Response:
     """Start every choice, then stream or collect them. What is refused is refused before any header is sent."""
     async with AsyncExitStack() as stack:
 
         async def start_all() -> list[ReplyStream]:
             replies: list[ReplyStream] = []
-            for start in starts:  # each is accepted within milliseconds; they run side by side from then on
-                replies.append(await start())
+            permits = await services.limits.admit(caller, [plan.max_tokens] * len(plan.starts))  # for all, or for none
+            for permit in permits:
+                stack.push_async_callback(permit.settle, 0)  # for those whose replies are never started
+            for start, permit in zip(plan.starts, permits, strict=True):
+                # Each is accepted within milliseconds; they run side by side from then on.
+                replies.append(await start(permit))
                 stack.push_async_callback(replies[-1].aclose)
             return replies
 
         async def whole() -> dict[str, Any]:
-            return answer(shape, model, await collect_all(await start_all()), num_prompts)
+            return answer(plan.shape, plan.model, await collect_all(await start_all()), plan.num_prompts)
 
         if not body.stream:
-            return JSONResponse(await unless_gone(request, whole()))
+            made = await unless_gone(request, whole())
+            return JSONResponse(made, headers=await limit_headers(services, caller))
         frames = chunks(
-            shape,
-            model,
+            plan.shape,
+            plan.model,
             await start_all(),
             request_id_of(request),
             include_usage=body.include_usage,
-            num_prompts=num_prompts,
+            num_prompts=plan.num_prompts,
         )
-        return EventStream(frames, stack.pop_all().aclose, ping_seconds, error_frame(shutting_down()))
+        headers = await limit_headers(services, caller)
+        ping_seconds = services.settings.ping_seconds
+        return EventStream(frames, stack.pop_all().aclose, ping_seconds, error_frame(shutting_down()), headers)
 
 
 @router.get("/models")

@@ -1,11 +1,14 @@
 """API keys as the native API takes and shows them; a key itself is in one answer only, the one that made it."""
 
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mini_claude.data.records import ApiKey, KeyRole, KeyState
+from mini_claude.data.records import ApiKey, KeyRole, KeyState, Limits
+from mini_claude.services.keys import MAX_LIMIT
+from mini_claude.services.limits import LimitState
 from mini_claude.web.schemas.sampling import WireModel
 
 _LISTED: Final[dict[str, Any]] = {
@@ -17,17 +20,62 @@ _LISTED: Final[dict[str, Any]] = {
     "created_at": 1780000000.0,
     "expires_at": 1782592000.0,
     "revoked_at": None,
+    "requests_per_minute": 60,
+    "requests_per_day": None,
+    "tokens_per_minute": None,
+    "tokens_per_day": 1_000_000,
+    "concurrent_replies": 2,
 }
+_STATE: Final[dict[str, Any]] = {
+    "name": "requests_per_minute",
+    "limit": 60,
+    "remaining": 59,
+    "reset_seconds": 12.5,
+}
+_OWN: Final = "null: what the server's settings say; 0: no limit."
+Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
+
+
+class LimitPublic(BaseModel):
+    """A limit that holds for the caller, and what is left of it."""
+
+    name: str
+    limit: int
+    remaining: int
+    reset_seconds: float = Field(
+        description="Until all of it is there again. Of concurrent_replies 0: one is free when one ends."
+    )
+
+    @classmethod
+    def of(cls, state: LimitState) -> Self:
+        """From the service's value."""
+        return cls(name=state.name, limit=state.limit, remaining=state.remaining, reset_seconds=state.reset_seconds)
+
+
+class KeyLimits(WireModel):
+    """A key's own limits."""
+
+    requests_per_minute: Limit | None = Field(None, description=f"Requests for replies. {_OWN}")
+    requests_per_day: Limit | None = Field(None, description=f"Requests for replies in 24 hours. {_OWN}")
+    tokens_per_minute: Limit | None = Field(None, description=f"Of prompts and replies together. {_OWN}")
+    tokens_per_day: Limit | None = Field(None, description=f"Of prompts and replies together, in 24 hours. {_OWN}")
+    concurrent_replies: Limit | None = Field(None, description=f"Replies that are written at once. {_OWN}")
 
 
 class Me(BaseModel):
-    """Who is calling; of the local caller of a server without keys all but the role is null."""
+    """Who is calling, and within which limits; the local caller of a server without keys has a role and limits only."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"role": "user", "key_id": _LISTED["id"], "key_name": "laptop", "expires_at": _LISTED["expires_at"]},
-                {"role": "admin", "key_id": None, "key_name": None, "expires_at": None},
+                {
+                    "role": "user",
+                    "key_id": _LISTED["id"],
+                    "key_name": "laptop",
+                    "expires_at": _LISTED["expires_at"],
+                    "limits": [_STATE],
+                },
+                {"role": "admin", "key_id": None, "key_name": None, "expires_at": None, "limits": []},
             ]
         }
     )
@@ -36,21 +84,37 @@ class Me(BaseModel):
     key_id: str | None
     key_name: str | None
     expires_at: float | None = Field(description="Unix time; null: never.")
+    limits: list[LimitPublic] = Field(description="Those that hold, the settings' among them; empty: there are none.")
 
 
-class KeyCreate(WireModel):
+class KeyCreate(KeyLimits):
     """Body of POST /api/v1/keys."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"name": "laptop"}, {"name": "classroom", "role": "user", "expires_at": 4e9}]}
+        json_schema_extra={
+            "examples": [
+                {"name": "laptop"},
+                {"name": "classroom", "role": "user", "expires_at": 4e9, "requests_per_minute": 20},
+            ]
+        }
     )
 
     name: Annotated[str, Field(min_length=1, max_length=200, description="Whose it is, for your own memory.")]
     role: KeyRole | None = Field(None, description="null: user, and of the first key admin.")
     expires_at: float | None = Field(None, description="Unix time, at most 100 years from now; null: never.")
 
+    def to_limits(self) -> Limits:
+        """The limits alone."""
+        return Limits(
+            requests_per_minute=self.requests_per_minute,
+            requests_per_day=self.requests_per_day,
+            tokens_per_minute=self.tokens_per_minute,
+            tokens_per_day=self.tokens_per_day,
+            concurrent_replies=self.concurrent_replies,
+        )
 
-class KeyPublic(BaseModel):
+
+class KeyPublic(KeyLimits):
     """A key without its text; `prefix` is how that begins."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_LISTED]})
@@ -65,7 +129,7 @@ class KeyPublic(BaseModel):
     revoked_at: float | None
 
     @classmethod
-    def of(cls, record: ApiKey, **more: str) -> Self:
+    def of(cls, record: ApiKey, **more: Any) -> Self:
         """From the record; `more` are fields that it does not have."""
         return cls(
             id=record.id,
@@ -76,6 +140,7 @@ class KeyPublic(BaseModel):
             created_at=record.created_at,
             expires_at=record.expires_at,
             revoked_at=record.revoked_at,
+            **asdict(record.limits),
             **more,
         )
 
