@@ -57,9 +57,19 @@ async def test_a_reply_that_is_left_aborted_or_fails_gives_its_place_back(worker
 async def test_a_reply_whose_reader_is_cancelled_gives_its_place_back(worker: Worker, engine: FakeEngine) -> None:
     caller = limited(concurrent_replies=1)
     engine.gate.clear()
-    reading = asyncio.create_task(reply(worker, caller))
-    while (await left(worker.services.limits, caller))["concurrent_replies"]:
-        await asyncio.sleep(0)
+    begun = asyncio.Event()
+
+    async def read() -> None:
+        stream = await worker.chat.reply(caller, None, HELLO, PARAMS)
+        try:
+            async for _ in stream:
+                begun.set()
+        finally:
+            await stream.aclose()
+
+    reading = asyncio.create_task(read())
+    await begun.wait()
+    assert await left(worker.services.limits, caller) == {"concurrent_replies": 0}
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
