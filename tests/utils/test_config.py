@@ -140,6 +140,7 @@ def test_every_option_of_an_engine_is_taken_from_the_settings() -> None:
         max_num_batched_tokens=64,
         max_waiting=5,
         num_threads=7,
+        native_llama_cpp=False,
     )
     options = settings.load_options()
     for field in fields(LoadOptions):

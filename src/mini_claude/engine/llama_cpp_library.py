@@ -19,8 +19,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from mini_claude.engine.native_llama_cpp import native_library
 from mini_claude.errors import ModelLoadError
+from mini_claude.models.native_llama_cpp import native_library
 from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from mini_claude.engine.native_llama_cpp import compile_llama_cpp
+from mini_claude.models.native_llama_cpp import compile_llama_cpp
 
 console = Console()
 

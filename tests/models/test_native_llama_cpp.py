@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mini_claude.engine import native_llama_cpp
 from mini_claude.engine.llama_cpp_library import llama_cpp_library
-from mini_claude.engine.native_llama_cpp import LIBRARY, compile_source, native_library
 from mini_claude.errors import ModelLoadError
+from mini_claude.models import native_llama_cpp
+from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, native_library
 
 HERE = {"version": "1", "machine": "x86_64", "flags": ["avx2", "avx512_vnni"]}
 BUILD = """
