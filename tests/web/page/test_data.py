@@ -52,7 +52,7 @@ async def test_a_preview_shows_tokens_and_figures(tab: DataTab, path: str, visit
     html = await tab._preview(visit, {"dataset": "rows"}, None, 2, 512)
     assert "<mark>" in html
     assert "&lt;" in html
-    assert "1 rows cannot be used" in html
+    assert "1 row cannot be used" in html
     with pytest.raises(gr.Error, match="Longest example"):
         await tab._preview(visit, {"dataset": "rows"}, None, 2, None)
 

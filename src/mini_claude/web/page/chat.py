@@ -145,7 +145,9 @@ class ChatTab:
             rating = None if given is None else given.rating
             await self._services.feedback.rate(caller, turns[index], rating=rating, correction=text)
             tell("Stored as the answer that should have been given.")
-            yield await self._look(request, here["session"], query)
+            update = await self._look(request, here["session"], query)
+            del update[self.view.facts]  # how fast it came is known to the page alone
+            yield update
             return
         parent = turns[index - 1] if index else ""
         async for update in self._answer(request, text, parent, here, query, settings):

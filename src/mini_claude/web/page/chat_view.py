@@ -81,7 +81,7 @@ class ChatView:
         self.panel = SamplingPanel()
         self.around: list[gr.blocks.Block] = [
             *(self.facts, self.branches, self.panel.model, self.panel.system),
-            *(self.sessions.list, self.sessions.title, self.sessions.confirm),
+            *(self.sessions.list, self.sessions.title, self.sessions.confirm, *self.sessions.tools),
         ]
         self.all: list[gr.blocks.Block] = [self.here, self.chatbot, self.say, *self.around]
 
@@ -113,6 +113,7 @@ class ChatView:
             self.sessions.list: await self.sessions.items(caller, session_id, query),
             self.sessions.title: "" if conversation is None else conversation.session.title,
             self.sessions.confirm: gr.Button(visible=False),
+            **{tool: gr.Button(interactive=conversation is not None) for tool in self.sessions.tools},
             **await self._settings_of(conversation, list(lengths)),
         }
         return Look(update, path, corrections, lengths)

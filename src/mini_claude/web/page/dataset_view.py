@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from mini_claude.data.records import Dataset
 from mini_claude.training.examples import Container, DatasetFormat
+from mini_claude.web.page.counted import counted
 
 FORMATS: Final[dict[DatasetFormat, str]] = {
     "messages": "chat messages",
@@ -60,7 +61,7 @@ def items_of(datasets: Sequence[Dataset], current: str | None) -> list[dict[str,
         {
             "id": dataset.name,
             "title": dataset.name,
-            "note": f"{dataset.num_rows:,} rows · {FORMATS[dataset.format]}"
+            "note": f"{counted(dataset.num_rows, 'row')} · {FORMATS[dataset.format]}"
             + (f" · {dataset.num_broken:,} broken" if dataset.num_broken else ""),
             "current": "true" if dataset.name == current else "false",
         }

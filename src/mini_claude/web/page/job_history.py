@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mini_claude.data.records import JobEvent
+from mini_claude.web.page.counted import counted
 
 Points = tuple[tuple[float, float], ...]
 
@@ -75,8 +76,8 @@ def line_of(event: JobEvent) -> str | None:
             return _state_line(data)
         case "started":
             return (
-                f"{data['num_steps']:,} steps on {data['num_train_examples']:,} examples; "
-                f"{data['num_eval_examples']:,} are held out to measure with. "
+                f"{counted(data['num_steps'], 'step')} on {counted(data['num_train_examples'], 'example')}; "
+                f"held out to measure with: {data['num_eval_examples']:,}. "
                 f"{data['num_trainable_parameters']:,} numbers are trained."
             )
         case "evaluation":

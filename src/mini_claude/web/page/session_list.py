@@ -39,13 +39,18 @@ class SessionList:
             self.list = gr.HTML([], html_template=_TEMPLATE, js_on_load=_ON_LOAD, elem_id="sessions")
             with gr.Accordion("This conversation", open=False, elem_id="session-tools"):
                 self.title = gr.Textbox(label="Title", max_length=60, elem_id="session-title")
-                self.rename = gr.Button("Rename", size="sm")
-                self.delete = gr.Button("Delete", size="sm", variant="stop")
+                self.rename = gr.Button("Rename", size="sm", interactive=False)
+                self.delete = gr.Button("Delete", size="sm", variant="stop", interactive=False)
                 self.confirm = gr.Button("Delete it for good", size="sm", variant="stop", visible=False)
                 with gr.Row():
-                    self.export_markdown = gr.Button("Export Markdown", size="sm")
-                    self.export_json = gr.Button("Export JSON", size="sm")
+                    self.export_markdown = gr.Button("Export Markdown", size="sm", interactive=False)
+                    self.export_json = gr.Button("Export JSON", size="sm", interactive=False)
                 self.file = gr.DownloadButton("Download", visible="hidden", elem_id="session-file")
+
+    @property
+    def tools(self) -> tuple[gr.Button, ...]:
+        """What can be done to the conversation that is open."""
+        return self.rename, self.delete, self.export_markdown, self.export_json
 
     async def items(self, caller: Caller, current: str | None, query: str) -> list[dict[str, Any]]:
         """The value of `list`: most recently used first, those that contain the query's text."""

@@ -5,6 +5,7 @@ from html import escape
 from typing import Final
 
 from mini_claude.training.doctor_report import DoctorReport, LengthCount, Sample, SampleToken
+from mini_claude.web.page.counted import counted
 
 _LEGEND: Final = (
     '<p class="facts"><mark>Marked</mark> is what the model learns to say; the rest it only reads. '
@@ -65,7 +66,7 @@ def _figures(report: DoctorReport) -> Iterable[str]:
     if not report.complete:
         yield f"time was up after {report.num_rows:,} rows: the figures hold for these"
     if report.num_broken:
-        yield f"{report.num_broken:,} rows cannot be used"
+        yield f"{counted(report.num_broken, 'row')} cannot be used"
     if report.num_truncated:
         yield (
             f"{report.num_truncated:,} examples are longer than {report.max_length:,} tokens and lose "
@@ -73,4 +74,4 @@ def _figures(report: DoctorReport) -> Iterable[str]:
         )
     if report.num_duplicates:
         pairs = ", ".join(f"{each.row} = {each.of_row}" for each in report.duplicates[:5])
-        yield f"{report.num_duplicates:,} rows repeat an earlier one (row {pairs})"
+        yield f"rows that repeat an earlier one: {report.num_duplicates:,} (row {pairs})"

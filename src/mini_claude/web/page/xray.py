@@ -46,10 +46,15 @@ class XrayTab:
             self.question = gr.Textbox(
                 label="Ask something new", value="Name the capital of France.", lines=2, elem_id="xray-question"
             )
-            self.reply = gr.Dropdown([], label="or look into an answer of your chat", elem_id="xray-reply")
+            self.reply = gr.Dropdown(
+                [],
+                label="or look into an answer of your chat",
+                info="Those of the conversation that is open under Chat.",
+                elem_id="xray-reply",
+            )
+        self.model = gr.Dropdown([], label="Model or adapter", elem_id="xray-model")
         with gr.Row():
-            self.model = gr.Dropdown([], label="Model or adapter", elem_id="xray-model")
-            temperature = gr.Slider(0, 2, 0.7, step=0.05, label="Temperature")
+            temperature = gr.Slider(0, 2, 0.2, step=0.05, label="Temperature")
             top_p = gr.Slider(0, 1, 0.9, step=0.01, label="Top p")
             top_k = gr.Slider(0, 200, 40, step=1, label="Top k")
             length = gr.Slider(1, 512, 48, step=1, label="Longest answer")
