@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mini_claude.errors import Conflict, Forbidden, InvalidRequest, MiniClaudeError, StorageError
-from mini_claude.terminal import adapters, bench, datasets, keys, models, native, train
+from mini_claude.terminal import adapters, backup, bench, datasets, keys, models, native, train
 from mini_claude.terminal.chat import TerminalChat
 from mini_claude.terminal.configuration import print_settings
 from mini_claude.terminal.server import running_server
@@ -30,6 +30,8 @@ app.add_typer(adapters.app, name="adapters")
 app.command()(adapters.verify)
 app.add_typer(keys.app, name="keys")
 app.command()(bench.bench)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command("compile")(native.compile_native)
 
 

@@ -213,7 +213,7 @@ BROKEN: list[Example | RowProblem] = [
 
 
 def test_broken_rows_fail_the_run_and_are_named() -> None:
-    with pytest.raises(InvalidRequest, match=r"Row 90 \(line 91\): not JSON Row 95: .*assistant") as caught:
+    with pytest.raises(InvalidRequest, match=r"row 90 \(line 91\): not JSON; row 95: .*assistant's\. Mend") as caught:
         prepare_data(BROKEN, CHAT_MODEL, arguments())
     assert caught.value.code == "broken_rows"
 

@@ -56,11 +56,13 @@ def prepare_data(
     return TrainingData(tuple(train), tuple(held_out), tuple(problems), sha256)
 
 
+def _told(problem: RowProblem) -> str:
+    line = "" if problem.line is None else f" (line {problem.line})"
+    return f"row {problem.row}{line}: {problem.reason.removesuffix('.')}"
+
+
 def _broken(problems: list[RowProblem]) -> InvalidRequest:
-    told = "; ".join(
-        f"row {problem.row}{'' if problem.line is None else f' (line {problem.line})'}: {problem.reason}"
-        for problem in problems[:_MAX_TOLD]
-    )
+    told = "; ".join(map(_told, problems[:_MAX_TOLD]))
     more = f"; and {len(problems) - _MAX_TOLD} more" if len(problems) > _MAX_TOLD else ""
     return InvalidRequest(
         f"Rows that cannot be used: {len(problems)}. {told}{more}. Mend them, or set drop_broken_rows.",
