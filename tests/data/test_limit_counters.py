@@ -10,17 +10,9 @@ import pytest
 from mini_claude.data.limit_counters import LimitCounters
 from mini_claude.errors import StorageError
 
+from ..clock import Clock
+
 MINUTE = 60
-
-
-class Clock:
-    """A time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

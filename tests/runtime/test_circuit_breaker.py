@@ -4,15 +4,7 @@ import pytest
 
 from mini_claude.runtime.circuit_breaker import CircuitBreaker
 
-
-class Clock:
-    """Stands still unless it is told to move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from ..clock import Clock
 
 
 @pytest.fixture

@@ -17,16 +17,6 @@ from mini_claude.runtime.messages import (
 from mini_claude.types import FinishReason, GenerationDelta, LoadOptions, ModelInfo, ModelSpec, Usage
 
 
-class Clock:
-    """A time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @dataclass
 class EngineReply:
     """What the engine keeps of one reply."""

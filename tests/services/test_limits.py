@@ -20,8 +20,8 @@ from mini_claude.services.limits import LimitService, LimitState, default_limits
 from mini_claude.services.permit import UNLIMITED
 from mini_claude.utils.config import Settings
 
+from ..clock import Clock
 from .conftest import Worker, left, limited
-from .fakes import Clock
 
 DAY = 86_400
 

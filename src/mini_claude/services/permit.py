@@ -1,11 +1,12 @@
 """A permit: the right to one reply, and what it has been charged for that."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.runtime.runtime import ReplyStream
+from mini_claude.services.wrapped_reply import WrappedReply
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +71,13 @@ class Permit:
 UNLIMITED: Final = Permit(None)
 
 
-class LimitedReply:
-    """A `ReplyStream` around another one, which settles the permit however the reply ends."""
+class LimitedReply(WrappedReply):
+    """Settles the permit however the reply ends."""
 
     def __init__(self, stream: ReplyStream, permit: Permit) -> None:
-        self.accepted = stream.accepted
-        self._stream = stream
-        self._events = aiter(stream)
+        super().__init__(stream)
         self._permit = permit
         self._num_tokens = stream.accepted.prompt_tokens
-
-    def __aiter__(self) -> AsyncIterator[ReplyEvent]:
-        return self
 
     async def __anext__(self) -> ReplyEvent:
         try:
@@ -94,10 +90,6 @@ class LimitedReply:
             usage = event.delta.usage
             await self._permit.settle(usage.total_tokens if usage is not None else self._num_tokens)
         return event
-
-    def abort(self) -> None:
-        """As `ReplyStream.abort`."""
-        self._stream.abort()
 
     async def aclose(self) -> None:
         """As `ReplyStream.aclose`."""

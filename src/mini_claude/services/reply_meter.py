@@ -1,32 +1,27 @@
 """Tells the metrics how each reply went."""
 
 import time
-from collections.abc import AsyncIterator
 
 from mini_claude.runtime.messages import ReplyEvent, ReplyFinished
 from mini_claude.runtime.runtime import ReplyStream, Runtime
+from mini_claude.services.wrapped_reply import WrappedReply
 from mini_claude.types import Usage
 
 
-class MeteredReply:
-    """A `ReplyStream` around another one, which publishes one `ReplyFinished` however the reply ends.
+class MeteredReply(WrappedReply):
+    """Publishes one `ReplyFinished` however the reply ends.
 
     `started` is `time.perf_counter()` when the caller asked, so that loading and queueing count as waiting.
     """
 
     def __init__(self, stream: ReplyStream, runtime: Runtime, model: str, started: float) -> None:
-        self.accepted = stream.accepted
-        self._stream = stream
-        self._events = aiter(stream)
+        super().__init__(stream)
         self._runtime = runtime
         self._model = model
         self._started = started
         self._first_token_seconds: float | None = None
         self._completion_tokens = 0
         self._published = False
-
-    def __aiter__(self) -> AsyncIterator[ReplyEvent]:
-        return self
 
     async def __anext__(self) -> ReplyEvent:
         try:
@@ -41,10 +36,6 @@ class MeteredReply:
         if delta.finish_reason is not None:
             self._publish(delta.finish_reason, delta.usage)
         return event
-
-    def abort(self) -> None:
-        """As `ReplyStream.abort`."""
-        self._stream.abort()
 
     async def aclose(self) -> None:
         """As `ReplyStream.aclose`; a reply that is left before its end counts as aborted."""
