@@ -30,13 +30,22 @@ browser:
 	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
 
-serve: $(VENV)/.ready
+serve: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
 	$(BIN)/mini-claude serve $(ARGS)
 
-# llama.cpp compiled for this processor: takes some minutes and a C++ compiler, and gives speed on newer processors.
+# llama.cpp compiled for this processor: takes a minute or two and a C++ compiler, and gives speed on newer processors.
 native: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[native]'
 	$(BIN)/mini-claude compile
+
+# The same where it pays, once; without it the prebuilt llama.cpp serves.
+$(VENV)/.native: $(VENV)/.ready $(wildcard src/mini_claude/models/kernels/*)
+	@if $(BIN)/mini-claude compile --check; then \
+		echo "Compiling llama.cpp for this processor: a minute or two, once (NATIVE=no leaves it out)."; \
+		$(MAKE) --no-print-directory native >$(VENV)/compile.log 2>&1 || \
+			echo "That failed, $(VENV)/compile.log says why; the prebuilt llama.cpp is used."; \
+	fi
+	@touch $@
 
 # Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
 test: $(VENV)/.ready-dev browser

@@ -9,7 +9,7 @@ import pytest
 from mini_claude.engine.llama_cpp_library import llama_cpp_library
 from mini_claude.errors import ModelLoadError
 from mini_claude.models import native_llama_cpp
-from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, native_library
+from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, compiling_pays, native_library
 
 HERE = {"version": "1", "kernel": "q8", "machine": "x86_64", "flags": ["avx2", "avx512_vnni"]}
 BUILD = """
@@ -46,10 +46,31 @@ def test_it_is_used_where_the_processor_has_all_that_it_was_made_for(folder: Pat
     assert native_library(folder) == folder / LIBRARY
 
 
-@pytest.mark.parametrize("other", [{"version": "2"}, {"kernel": "q4"}, {"machine": "arm64"}, {"flags": ["avx2", "amx_int8"]}])
+@pytest.mark.parametrize(
+    "other", [{"version": "2"}, {"kernel": "q4"}, {"machine": "arm64"}, {"flags": ["avx2", "amx_int8"]}]
+)
 def test_it_is_not_used_on_another_processor_nor_with_another_version(folder: Path, other: dict[str, Any]) -> None:
     made(folder, **other)
     assert native_library(folder) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "compiler", "pays"),
+    [
+        (["avx2", "avx512_vnni"], "/usr/bin/c++", True),
+        (["avx2", "avx_vnni"], "/usr/bin/c++", True),
+        (["avx2"], "/usr/bin/c++", False),
+        (["avx2", "avx512_vnni"], None, False),
+    ],
+)
+def test_compiling_pays_where_the_processor_has_more_than_the_package_uses(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], compiler: str | None, pays: bool
+) -> None:
+    monkeypatch.setattr(native_llama_cpp, "processor_flags", lambda: flags)
+    monkeypatch.setattr("shutil.which", lambda _: compiler)
+    assert compiling_pays(folder) == pays
+    made(folder)
+    assert not compiling_pays(folder)
 
 
 def test_one_that_cannot_be_called_is_not_kept_and_the_one_before_stays(folder: Path, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 The package's library has to run everywhere, so it knows no instructions that are newer than AVX2. Multiplying
 matrices of 8-bit numbers, which is what reading a prompt and answering many at once are made of, has instructions of
 its own on newer processors (AVX-512 VNNI, AVX-VNNI, AMX). The source is that of the package, version for version, and
-one kernel of ours is compiled into it: `kernels/q8_0_vnni.h`.
+one kernel of ours is compiled into it: `kernels/vnni_matmul.h`.
 """
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -30,17 +31,21 @@ _RECORD: Final = "made-for.json"
 _SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
-_KERNEL: Final = _KERNELS / "q8_0_vnni.h"
+_KERNEL: Final = _KERNELS / "vnni_matmul.h"
 _REPACK: Final = "ggml/src/ggml-cpu/repack.cpp"  # where llama.cpp chooses a layout for a matrix and multiplies it
 _INSERTIONS: Final = (  # before which lines of that file what is put
     ('#include "repack.h"\n', "#include <vector>\n"),
-    ("class tensor_traits_base : public ggml::cpu::tensor_traits {\n", '#include "q8_0_vnni.h"\n'),
+    ("class tensor_traits_base : public ggml::cpu::tensor_traits {\n", '#include "vnni_matmul.h"\n'),
     (
         "    // instance for Q1_0\n",
-        """#if defined(MINI_CLAUDE_Q8_0)
-    static const ggml::cpu::repack::tensor_traits<block_q8_0, 8, 16, GGML_TYPE_Q8_0> mini_claude_q8_0;
+        """#if defined(MINI_CLAUDE_VNNI)
+    static const ggml::cpu::repack::tensor_traits<block_q8_0, 8, 16, GGML_TYPE_Q8_0> vnni_q8_0;
+    static const ggml::cpu::repack::tensor_traits<block_q4_0, 8, 16, GGML_TYPE_Q8_0> vnni_q4_0;
     if (cur->type == GGML_TYPE_Q8_0 && cur->ne[1] % 16 == 0) {
-        return &mini_claude_q8_0;
+        return &vnni_q8_0;
+    }
+    if (cur->type == GGML_TYPE_Q4_0 && cur->ne[1] % 16 == 0) {
+        return &vnni_q4_0;
     }
 #endif
 """,
@@ -59,10 +64,16 @@ def native_library(folder: Path = NATIVE_FOLDER) -> Path | None:
     return folder / LIBRARY if same and set(made_for["flags"]) <= set(here["flags"]) else None
 
 
+def compiling_pays(folder: Path = NATIVE_FOLDER) -> bool:
+    """Whether there is something to gain here, a compiler to gain it with, and nothing gained yet."""
+    newer = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(processor_flags())
+    return bool(newer) and shutil.which("c++") is not None and native_library(folder) is None
+
+
 def compile_llama_cpp(folder: Path = NATIVE_FOLDER) -> Path:
     """Fetch the source of the installed package by its name, compile it, and keep the library if it can be called.
 
-    Takes some minutes; what the tools say goes to standard output. Raises `NotFound` where a tool is missing and
+    Takes a minute or two; what the tools say goes to standard output. Raises `NotFound` where a tool is missing and
     `ModelLoadError` where one fails; then a library from before stays.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +104,7 @@ def compile_source(source: Path, folder: Path) -> Path:
     if sys.platform != "darwin":  # there the libraries look beside themselves for each other anyway
         options += ["-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", "-DCMAKE_INSTALL_RPATH=$ORIGIN"]
     _run(cmake, "-S", str(source), "-B", str(build), *options)
-    _run(cmake, "--build", str(build), "--target", "llama", "--parallel")
+    _run(cmake, "--build", str(build), "--target", "llama", "--parallel", str(os.cpu_count() or 1))
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     for file in (build / "bin").glob(f"*{Path(LIBRARY).suffix}*"):
@@ -109,7 +120,7 @@ def compile_source(source: Path, folder: Path) -> Path:
 
 
 def add_kernel(source: Path) -> None:
-    """Let llama.cpp multiply Q8_0 by our kernel where the processor has the instructions for it.
+    """Let llama.cpp multiply Q8_0 and Q4_0 by our kernel where the processor has the instructions for it.
 
     A source that has changed where it would go in is compiled as it is.
     """
@@ -117,7 +128,7 @@ def add_kernel(source: Path) -> None:
     text = file.read_text() if file.exists() else ""
     if any(text.count(line) != 1 for line, _ in _INSERTIONS):
         log.warning(
-            "llama_cpp.compiled_without_kernel", reason="its source is not the one that the kernel was made for"
+            "llama_cpp.compiled_without_kernel", reason="its source is another one than the kernel was made for"
         )
         return
     for line, inserted in _INSERTIONS:
@@ -133,11 +144,11 @@ def _made_for() -> dict[str, Any]:
     except PackageNotFoundError as error:
         raise ModelLoadError(f"The Python package {PACKAGE} is not installed; install it first.") from error
     kernel = hashlib.sha256(_KERNEL.read_bytes()).hexdigest()
-    return {"version": package, "kernel": kernel, "machine": platform.machine(), "flags": _processor_flags()}
+    return {"version": package, "kernel": kernel, "machine": platform.machine(), "flags": processor_flags()}
 
 
-def _processor_flags() -> list[str]:
-    """The names of the instructions that Linux lists; empty elsewhere."""
+def processor_flags() -> list[str]:
+    """The names of the processor's instructions as Linux lists them; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,32 +1,56 @@
-// Vectors of eight numbers for q8_0_vnni.h in plain C++, as any processor has them.
+// Vectors of eight numbers for vnni_matmul.h in plain C++, as any processor has them: 32 bytes, or 8 floats.
 
 struct Ints {
-    int32_t of[8];
+    uint8_t bytes[32];
 };
 struct Floats {
     float of[8];
 };
 static inline Ints load(const uint8_t * p) {
     Ints x;
-    memcpy(x.of, p, sizeof(x.of));
+    memcpy(x.bytes, p, sizeof(x.bytes));
     return x;
 }
-static inline Ints repeat(int32_t x) { return {{x, x, x, x, x, x, x, x}}; }
+static inline Ints low_nibbles(Ints x) {
+    for (uint8_t & byte : x.bytes) {
+        byte %= 16;
+    }
+    return x;
+}
+static inline Ints high_nibbles(Ints x) {
+    for (uint8_t & byte : x.bytes) {
+        byte /= 16;
+    }
+    return x;
+}
+static inline int32_t lane_of(const Ints & x, int lane) {
+    int32_t value;
+    memcpy(&value, x.bytes + 4 * lane, sizeof(value));
+    return value;
+}
+static inline void put_lane(Ints & x, int lane, int32_t value) { memcpy(x.bytes + 4 * lane, &value, sizeof(value)); }
+static inline Ints repeat(int32_t value) {
+    Ints x;
+    for (int lane = 0; lane < 8; lane++) {
+        put_lane(x, lane, value);
+    }
+    return x;
+}
 static inline Floats repeat(float x) { return {{x, x, x, x, x, x, x, x}}; }
 static inline Ints add_products(Ints sum, Ints weights, Ints tokens) {
     for (int lane = 0; lane < 8; lane++) {
-        const uint8_t * w = (const uint8_t *) &weights.of[lane];
-        const int8_t * t = (const int8_t *) &tokens.of[lane];
-        for (int i = 0; i < 4; i++) {
-            sum.of[lane] += w[i] * t[i];
+        int32_t total = lane_of(sum, lane);
+        for (int i = 4 * lane; i < 4 * lane + 4; i++) {
+            total += weights.bytes[i] * (int8_t) tokens.bytes[i];
         }
+        put_lane(sum, lane, total);
     }
     return sum;
 }
 static inline Floats to_floats(Ints x) {
     Floats y;
     for (int lane = 0; lane < 8; lane++) {
-        y.of[lane] = (float) x.of[lane];
+        y.of[lane] = (float) lane_of(x, lane);
     }
     return y;
 }

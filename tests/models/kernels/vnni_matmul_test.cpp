@@ -1,4 +1,4 @@
-// Compares q8_0_vnni.h with the sum that it stands for, written down directly.
+// Compares vnni_matmul.h with the sum that it stands for, written down directly.
 // What llama.cpp's repack.cpp declares around it is declared here as far as it is used.
 
 #include <cmath>
@@ -14,23 +14,27 @@
 #endif
 
 using ggml_half = uint16_t;
-enum ggml_type { GGML_TYPE_Q8_0 = 8 };
+enum ggml_type { GGML_TYPE_Q8_0 };
 constexpr int QK8_0 = 32;
 struct block_q8_0 {
     ggml_half d;
     int8_t qs[QK8_0];
+};
+struct block_q4_0 {
+    ggml_half d;
+    uint8_t qs[QK8_0 / 2];
 };
 struct block_q8_0x4 {
     ggml_half d[4];
     int8_t qs[4 * QK8_0];
 };
 struct ggml_tensor {
-    ggml_type type;
     int64_t ne[2];
     void * data;
+    size_t num_bytes;
 };
 static int64_t ggml_nrows(const ggml_tensor * t) { return t->ne[1]; }
-static size_t ggml_nbytes(const ggml_tensor * t) { return t->ne[1] * t->ne[0] / QK8_0 * sizeof(block_q8_0); }
+static size_t ggml_nbytes(const ggml_tensor * t) { return t->num_bytes; }
 template <typename T> static T MIN(T a, T b) { return a < b ? a : b; }
 #define GGML_ASSERT(x) if (!(x)) { fprintf(stderr, "not so: %s\n", #x); abort(); }
 
@@ -42,15 +46,19 @@ template <typename B, int64_t I, int64_t N> int repack(ggml_tensor *, const void
 template <typename B, int64_t I, int64_t N, ggml_type P> void gemm(int, float *, size_t, const void *, const void *, int, int);
 template <typename B, int64_t I, int64_t N, ggml_type P> void gemv(int, float *, size_t, const void *, const void *, int, int);
 
-#include "q8_0_vnni.h"
+#include "vnni_matmul.h"
 
-static std::vector<block_q8_0> random_blocks(std::mt19937 & random, int num, int lowest) {
-    std::uniform_int_distribution<int> weight(lowest, 127), exponent(-9, -2);
-    std::vector<block_q8_0> blocks(num);
+static int value(const block_q8_0 & block, int i) { return block.qs[i]; }
+static int value(const block_q4_0 & block, int i) { return (i < 16 ? block.qs[i] % 16 : block.qs[i - 16] / 16) - 8; }
+
+// All bytes can come, so -128 too, which llama.cpp's own quantisation never makes of weights.
+template <typename Block> static std::vector<Block> random_blocks(std::mt19937 & random, int num, int lowest = 0) {
+    std::uniform_int_distribution<int> byte(lowest, 255), exponent(-9, -2);
+    std::vector<Block> blocks(num);
     for (auto & block : blocks) {
         block.d = half_of_power(exponent(random));
         for (auto & q : block.qs) {
-            q = (int8_t) weight(random);
+            q = (uint8_t) (byte(random) - 128);
         }
     }
     return blocks;
@@ -72,21 +80,22 @@ static std::vector<block_q8_0x4> interleaved(const std::vector<block_q8_0> & tok
     return out;
 }
 
-static int check(std::mt19937 & random, int num_blocks, int num_rows, int num_tokens) {
-    const auto weights = random_blocks(random, num_rows * num_blocks, -128);
-    const auto tokens = random_blocks(random, num_tokens * num_blocks, -127);
-    std::vector<char> laid_out(weights.size() * sizeof(block_q8_0));
-    ggml_tensor tensor = {GGML_TYPE_Q8_0, {num_blocks * QK8_0, num_rows}, laid_out.data()};
-    repack<block_q8_0, 8, 16>(&tensor, weights.data(), laid_out.size());
+template <typename Block> static int check(std::mt19937 & random, int num_blocks, int num_rows, int num_tokens) {
+    const auto weights = random_blocks<Block>(random, num_rows * num_blocks);
+    const auto tokens = random_blocks<block_q8_0>(random, num_tokens * num_blocks, 1);
+    std::vector<char> laid_out(weights.size() * sizeof(Block));
+    ggml_tensor tensor = {{num_blocks * QK8_0, num_rows}, laid_out.data(), laid_out.size()};
+    repack<Block, 8, 16>(&tensor, weights.data(), laid_out.size());
 
     const size_t stride = num_rows + 5;  // results may lie in rows of something wider
     const float untouched = 12345.0f;
     std::vector<float> together(num_tokens * stride, untouched), alone(num_tokens * stride, untouched);
     const auto sets = interleaved(tokens, num_blocks);
-    gemm<block_q8_0, 8, 16, GGML_TYPE_Q8_0>(num_blocks * QK8_0, together.data(), stride, laid_out.data(), sets.data(), num_tokens, num_rows);
+    const int n = num_blocks * QK8_0;
+    gemm<Block, 8, 16, GGML_TYPE_Q8_0>(n, together.data(), stride, laid_out.data(), sets.data(), num_tokens, num_rows);
     for (int t = 0; t < num_tokens; t++) {
         const auto * token = tokens.data() + t * num_blocks;
-        gemv<block_q8_0, 8, 16, GGML_TYPE_Q8_0>(num_blocks * QK8_0, alone.data() + t * stride, 0, laid_out.data(), token, 1, num_rows);
+        gemv<Block, 8, 16, GGML_TYPE_Q8_0>(n, alone.data() + t * stride, 0, laid_out.data(), token, 1, num_rows);
     }
     int num_wrong = 0;
     for (int t = 0; t < num_tokens; t++) {
@@ -96,10 +105,11 @@ static int check(std::mt19937 & random, int num_blocks, int num_rows, int num_to
             if (row < (size_t) num_rows) {
                 sum = 0;
                 for (int i = 0; i < num_blocks; i++) {
-                    const block_q8_0 & w = weights[row * num_blocks + i], & x = tokens[t * num_blocks + i];
+                    const Block & w = weights[row * num_blocks + i];
+                    const block_q8_0 & x = tokens[t * num_blocks + i];
                     int products = 0;
                     for (int j = 0; j < QK8_0; j++) {
-                        products += w.qs[j] * x.qs[j];
+                        products += value(w, j) * value(x, j);
                     }
                     const double term = (double) products * GGML_CPU_FP16_TO_FP32(w.d) * GGML_CPU_FP16_TO_FP32(x.d);
                     sum += term;
@@ -109,7 +119,7 @@ static int check(std::mt19937 & random, int num_blocks, int num_rows, int num_to
             num_wrong += !(std::fabs(a - sum) <= 1e-6 * size) || a != b;
         }
     }
-    printf("%d blocks, %d rows, %d tokens: %d wrong\n", num_blocks, num_rows, num_tokens, num_wrong);
+    printf("%d bytes a block, %d blocks, %d rows, %d tokens: %d wrong\n", (int) sizeof(Block), num_blocks, num_rows, num_tokens, num_wrong);
     return num_wrong;
 }
 
@@ -119,7 +129,8 @@ int main() {
     for (int num_blocks : {1, 2, 18, 48}) {
         for (int num_rows : {16, 32, 48, 192}) {
             for (int num_tokens : {4, 12}) {
-                num_wrong += check(random, num_blocks, num_rows, num_tokens);
+                num_wrong += check<block_q8_0>(random, num_blocks, num_rows, num_tokens);
+                num_wrong += check<block_q4_0>(random, num_blocks, num_rows, num_tokens);
             }
         }
     }
