@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from mini_claude.errors import InvalidRequest, StorageError
 
 BUSY_SECONDS: Final = 30
+ERASE_BUSY_SECONDS: Final = 2.0  # a reader that holds on to what is to be erased
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 # What the database says, the code of the error that we raise, and what the person is told.
@@ -126,9 +127,42 @@ class Database:
         with self._write_lock, _storage_errors(), Session(self._writer) as session, session.begin():
             yield session
 
+    def erase_deleted(self) -> bool:
+        """Let nothing of what was deleted be left in an SQLite file; PostgreSQL's own vacuum does that there.
+
+        Writes the file anew, so it may take seconds; writers wait. False: a reader kept the old bytes alive, so try
+        again later. Raises `StorageError`. `secure_delete` alone leaves what SQLite had copied between pages before.
+        """
+        if self._file is None:
+            return True
+        plain = self._engine.execution_options(begin=None)  # SQLite does none of this inside of a transaction
+        with self._write_lock, _storage_errors(), plain.connect() as connection:
+            mark = connection.scalar(text("PRAGMA user_version"))
+            if mark == 0:
+                return True
+            connection.exec_driver_sql("VACUUM")
+            # Whoever writes waits as long as this waits for readers.
+            connection.exec_driver_sql(f"PRAGMA busy_timeout = {ERASE_BUSY_SECONDS * 1000:.0f}")
+            try:
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+            finally:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        if not busy:
+            with self.write() as session:
+                if session.scalar(text("PRAGMA user_version")) == mark:  # else somebody deleted more meanwhile
+                    session.execute(text("PRAGMA user_version = 0"))
+        return not busy
+
     def close(self) -> None:
         """Close all connections; with a database in memory its contents end here."""
         self._engine.dispose()
+
+
+def mark_for_erasing(session: Session) -> None:
+    """Note in this transaction that what it deletes should not only be out of sight: `Database.erase_deleted`."""
+    if session.get_bind().dialect.name == "sqlite":
+        mark = session.scalar(text("PRAGMA user_version"))
+        session.execute(text(f"PRAGMA user_version = {(mark + 1) % 2**31 or 1}"))
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
@@ -143,7 +177,9 @@ def _lower(value: object) -> str | None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+    statement = connection.get_execution_options().get("begin", "BEGIN")
+    if statement is not None:
+        connection.exec_driver_sql(statement)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from sqlalchemy import delete, func, insert, select, tuple_
 from sqlalchemy.orm import Session
 
-from mini_claude.data.database import Database
+from mini_claude.data.database import Database, mark_for_erasing
 from mini_claude.data.records import Answer, Preference
 from mini_claude.data.tables import PreferenceRow
 from mini_claude.errors import Conflict, NotFound
@@ -46,6 +46,13 @@ class PreferenceRepository:
         with self._database.write() as session:
             _own(session, owner, preference_id)
             session.execute(delete(PreferenceRow).where(PreferenceRow.id == preference_id))
+            mark_for_erasing(session)
+
+    def remove_all(self, owner: str) -> None:
+        """Delete everything of the owner's."""
+        with self._database.write() as session:
+            session.execute(delete(PreferenceRow).where(PreferenceRow.owner == owner))
+            mark_for_erasing(session)
 
 
 def _own(session: Session, owner: str, preference_id: str) -> PreferenceRow:

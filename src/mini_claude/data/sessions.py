@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from sqlalchemy import delete, func, insert, or_, select, tuple_, update
+from sqlalchemy import Select, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
-from mini_claude.data.database import Database
+from mini_claude.data.database import Database, mark_for_erasing
 from mini_claude.data.records import ChatSession, Conversation, ReplyEnding, Turn, TurnRole, TurnStatus
 from mini_claude.data.tables import FeedbackRow, SessionRow, TurnRow
 from mini_claude.errors import ErrorInfo, NotFound
 from mini_claude.types import Usage
+
+LOST_SECONDS: Final = 86_400.0  # no reply takes so long
 
 
 class SessionRepository:
@@ -153,14 +155,45 @@ class SessionRepository:
         """Delete the session, all its turns and the feedback on them; returns the replies that were still running."""
         with self._database.write() as session:
             own_session(session, owner, session_id, lock=True)
-            own = TurnRow.session_id == session_id
-            running = session.scalars(select(TurnRow).where(own, TurnRow.status == "running"))
-            stopped = tuple(_turn(row) for row in running)
-            replies = select(TurnRow.id).where(own)
-            session.execute(delete(FeedbackRow).where(FeedbackRow.reply_id.in_(replies)))
-            session.execute(delete(TurnRow).where(own))
-            session.execute(delete(SessionRow).where(SessionRow.id == session_id))
+            running = select(TurnRow).where(TurnRow.session_id == session_id, TurnRow.status == "running")
+            stopped = tuple(_turn(row) for row in session.scalars(running))
+            _delete(session, [session_id])
             return stopped
+
+    def delete_all(self, owner: str) -> None:
+        """Delete every session of the owner's. Replies that run end when nobody listens, and are stored nowhere."""
+        with self._database.write() as session:
+            _delete(session, select(SessionRow.id).where(SessionRow.owner == owner))
+
+    def expire(self, now: float, seconds: float, limit: int) -> int:
+        """Delete sessions, of whichever owner, that nobody touched for so long, `limit` at most; how many there were.
+
+        Talking, renaming, choosing a branch and feedback touch a session. One in which a reply is being written
+        stays; but a reply that began more than a day ago was lost with its worker.
+        """
+        before = now - seconds
+        running = select(TurnRow.session_id).where(TurnRow.status == "running", TurnRow.created_at > now - LOST_SECONDS)
+        rated = (
+            select(TurnRow.session_id)
+            .join(FeedbackRow, FeedbackRow.reply_id == TurnRow.id)
+            .where(FeedbackRow.updated_at >= before)
+        )
+        query = select(SessionRow.id).where(
+            SessionRow.updated_at < before, SessionRow.id.not_in(running), SessionRow.id.not_in(rated)
+        )
+        with self._database.write() as session:
+            expired = session.scalars(query.order_by(SessionRow.updated_at).limit(limit).with_for_update()).all()
+            _delete(session, expired)
+        return len(expired)
+
+
+def _delete(session: Session, session_ids: Sequence[str] | Select[str]) -> None:
+    """Delete these sessions, all their turns and the feedback on them."""
+    own = TurnRow.session_id.in_(session_ids)
+    session.execute(delete(FeedbackRow).where(FeedbackRow.reply_id.in_(select(TurnRow.id).where(own))))
+    session.execute(delete(TurnRow).where(own))
+    if session.scalars(delete(SessionRow).where(SessionRow.id.in_(session_ids)).returning(SessionRow.id)).all():
+        mark_for_erasing(session)
 
 
 def own_session(session: Session, owner: str, session_id: str, *, lock: bool = False) -> SessionRow:

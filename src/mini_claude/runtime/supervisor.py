@@ -51,6 +51,7 @@ from mini_claude.runtime.messages import (
 from mini_claude.runtime.metrics import Metrics
 from mini_claude.runtime.model_slot import ModelSlot
 from mini_claude.runtime.page_process import PageProcess
+from mini_claude.runtime.retention import Retention
 from mini_claude.types import GpuMemory, LoadOptions, ModelSpec
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
@@ -64,10 +65,17 @@ FIRST_HELLO_SECONDS = 30.0
 class Supervisor:
     """Serves calls from workers until the last of them has gone."""
 
-    def __init__(self, settings: Settings, jobs: JobQueue | None = None, page: PageProcess | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        jobs: JobQueue | None = None,
+        page: PageProcess | None = None,
+        retention: Retention | None = None,
+    ) -> None:
         self._settings = settings
         self._jobs = jobs
         self._page = page
+        self._retention = retention
         self._address = sockets.supervisor_address(settings.data_dir)
         self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -99,6 +107,8 @@ class Supervisor:
             tasks.append(asyncio.create_task(self._jobs.run()))
         if self._page is not None:
             tasks.append(asyncio.create_task(self._page.run()))
+        if self._retention is not None:
+            tasks.append(asyncio.create_task(self._retention.run()))
         ended = asyncio.create_task(self._ending.wait())
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -242,7 +252,8 @@ def hold_lock(settings: Settings) -> IO[str] | None:
 async def serve(settings: Settings) -> None:
     """Run a supervisor to its end; tell whoever started us, by one line, that it can be called."""
     jobs = JobQueue.open(settings)
-    supervisor = Supervisor(settings, jobs, PageProcess(settings) if settings.serves_page else None)
+    page = PageProcess(settings) if settings.serves_page else None
+    supervisor = Supervisor(settings, jobs, page, Retention.open(settings))
     supervisor.bind()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -22,7 +22,8 @@ from mini_claude.types import DTypeName, EngineKind, LoadOptions, Quantization, 
 
 CONFIG_FILE_VARIABLE = "MINI_CLAUDE_CONFIG"
 NO_KEY_SENTENCE = (  # what `serve` says before it starts, and a server that was started without it to strangers
-    "No API key exists, so only this machine is served: create one with `mini-claude keys create NAME`, "
+    "No API key exists, so only this machine is served: create one with `mini-claude keys create NAME`, or a user with "
+    "`mini-claude users create NAME`, "
     "or set allow_unauthenticated_network (`mini-claude serve --allow-unauthenticated-network`)."
 )
 ListOfNames = Annotated[tuple[str, ...], NoDecode]  # "a,b" in the environment, a list in TOML
@@ -79,6 +80,12 @@ class Settings(BaseSettings):
     )
 
     api_key: SecretStr | None = Field(None, description="The key that terminal commands send to the server.")
+    token_seconds: float = Field(
+        28_800.0, ge=60, le=2_592_000, description="How long who signed in with a password stays signed in."
+    )
+    session_retention_days: float = Field(
+        0.0, ge=0, description="Delete conversations that nobody touched for so many days; 0 keeps them."
+    )
 
     # models
     default_model: str = Field("smollm2-135m", description="The model behind the alias `default`.")
@@ -91,6 +98,15 @@ class Settings(BaseSettings):
         ("HuggingFaceTB", "microsoft", "Qwen", "google", "meta-llama", "mistralai"),
         description="Hub accounts from which `mini-claude models pull` may download.",
     )
+
+    # what users may do with models, which admins always may; * stands for any characters, an adapter follows its base
+    users_may_use: ListOfNames = Field(
+        ("*",), description="Models that users may chat with; others are in no list of theirs."
+    )
+    users_may_load: ListOfNames = Field(
+        ("*",), description="Models that users' requests bring into memory; others only answer while they are there."
+    )
+    users_may_train: ListOfNames = Field(("*",), description="Models that users may train, if they may use them.")
 
     # engine
     engine: EngineKind = Field(
@@ -116,7 +132,7 @@ class Settings(BaseSettings):
     max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
     num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
 
-    # limits of each API key that has none of its own, and of the local caller
+    # limits of each user and API key that has none of its own, and of the local caller
     limit_requests_per_minute: int = Field(0, ge=0, description="Requests for replies a minute; 0: no limit.")
     limit_requests_per_day: int = Field(0, ge=0, description="Requests for replies in 24 hours; 0: no limit.")
     limit_tokens_per_minute: int = Field(
@@ -146,7 +162,11 @@ class Settings(BaseSettings):
     log_file_bytes: int = Field(10_000_000, ge=10_000, description="Size at which a log file is rotated.")
     log_file_count: int = Field(5, ge=1, le=100, description="Rotated log files that are kept.")
 
-    @field_validator("allowed_hosts", "allowed_origins", "hub_owners", mode="before")
+    @field_validator(
+        *("allowed_hosts", "allowed_origins", "hub_owners"),
+        *("users_may_use", "users_may_load", "users_may_train"),
+        mode="before",
+    )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
