@@ -1,6 +1,5 @@
 """The `mini-claude` command. Each part lives in terminal/; here they are wired, and `serve` starts the server."""
 
-import asyncio
 import contextlib
 import errno
 import ipaddress
@@ -15,9 +14,10 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from mini_claude.errors import Conflict, Forbidden, InvalidRequest, MiniClaudeError, StorageError
-from mini_claude.terminal import adapters, backup, bench, datasets, keys, models, native, train
+from mini_claude.terminal import adapters, backup, bench, datasets, keys, models, native, train, users
 from mini_claude.terminal.chat import TerminalChat
 from mini_claude.terminal.configuration import print_settings
+from mini_claude.terminal.database import door_is_shut
 from mini_claude.terminal.server import running_server
 from mini_claude.utils.config import NO_KEY_SENTENCE, Settings
 
@@ -29,6 +29,7 @@ app.add_typer(train.jobs_app, name="jobs")
 app.add_typer(adapters.app, name="adapters")
 app.command()(adapters.verify)
 app.add_typer(keys.app, name="keys")
+app.add_typer(users.app, name="users")
 app.command()(bench.bench)
 app.command()(backup.backup)
 app.command()(backup.restore)
@@ -79,10 +80,9 @@ def _check_bind(settings: Settings) -> None:
             f"The data directory {settings.data_dir} cannot be used: {error.strerror}. "
             "Set MINI_CLAUDE_DATA_DIR to a folder that you may write to."
         ) from error
-    if not _is_loopback(settings.host) and not settings.allow_unauthenticated_network:
-        with keys.open_keys(settings) as service:
-            if not asyncio.run(service.any_exist()):
-                raise Forbidden(f"{settings.host} can be reached from other machines. {NO_KEY_SENTENCE}")
+    is_open = _is_loopback(settings.host) or settings.allow_unauthenticated_network
+    if not is_open and not door_is_shut(settings):
+        raise Forbidden(f"{settings.host} can be reached from other machines. {NO_KEY_SENTENCE}")
     if settings.workers > 1 and settings.database_in_memory:
         raise InvalidRequest(
             "database_url = sqlite:// keeps sessions in the memory of one process, so several workers would each "

@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from mini_claude.terminal.keys import open_keys
+from mini_claude.terminal.users import open_users
 from mini_claude.utils.config import Settings
 
 from ..end_to_end.conftest import Server, with_model
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
 SHORT = "Name the capital of France."
 LONG = "Write a very long story about a dragon and a knight, in ten chapters."
+PASSWORD = "correct horse battery staple"
 LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of itself when a page is left
 Shoot = Callable[[Page, str], None]
 
@@ -227,40 +229,50 @@ def test_first_paint_is_under_two_seconds(open_page: OpenPage, base_url: str) ->
     assert max(paints) < 2000
 
 
-def test_with_a_key_the_page_asks_for_it_and_every_event_respects_its_end(
+def test_the_page_asks_for_a_key_or_a_password_and_every_event_respects_its_end(
     open_page: OpenPage, tmp_path: Path, smollm2_folder: Path, shoot: Shoot
 ) -> None:
     data_dir = with_model(tmp_path / "data", smollm2_folder)
-    key_id, key = make_key(data_dir)
+    key, user_id = make_key_and_user(data_dir)
     with page_server(data_dir, api_key=key) as server:
-        page = open_page(server.url, tolerate=("401",))
+        page = open_page(server.url, tolerate=("401", "Response", *LEAVING))  # by signing out, and of refused events
         page.fill("#key", "mc-wrong")
-        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Sign in with a key").click()
         expect(page.get_by_role("alert")).to_contain_text("This key is not known")
         shoot(page, "login")
         page.fill("#key", key)
-        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Sign in with a key").click()
         page.wait_for_selector("#say textarea")
         page.get_by_role("tab", name="System").click()
         page.get_by_role("button", name="Sign out").click()
-        page.fill("#key", key)
-        page.get_by_role("button", name="Sign in").click()
+        sign_in(page, "wrong password")
+        expect(page.get_by_role("alert")).to_contain_text("The name or the password is wrong")
+        sign_in(page, PASSWORD)
         page.wait_for_selector("#say textarea")
         assert "Paris" in ask(page, SHORT)
-        revoke_key(data_dir, key_id)
+        disable_user(data_dir, user_id)
         with page.expect_response(re.compile("queue/join")) as refused:
             say(page, "And of Italy?")
         assert refused.value.status == 401
         page.reload()
-        expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+        expect(page.get_by_role("button", name="Sign in", exact=True)).to_be_visible()
 
 
-def make_key(data_dir: Path) -> tuple[str, str]:
-    with open_keys(Settings(data_dir=data_dir)) as service, ThreadPoolExecutor() as thread:
-        record, key = thread.submit(lambda: asyncio.run(service.create("test"))).result()  # a loop runs in this one
-    return record.id, key
+def sign_in(page: Page, password: str) -> None:
+    page.fill("#name", "ada")
+    page.fill("#password", password)
+    page.get_by_role("button", name="Sign in", exact=True).click()
 
 
-def revoke_key(data_dir: Path, key_id: str) -> None:
-    with open_keys(Settings(data_dir=data_dir)) as service, ThreadPoolExecutor() as thread:
-        thread.submit(lambda: asyncio.run(service.revoke(key_id))).result()
+def make_key_and_user(data_dir: Path) -> tuple[str, str]:
+    """An admin's key, and the id of a user."""
+    settings = Settings(data_dir=data_dir)
+    with open_keys(settings) as keys, open_users(settings) as users, ThreadPoolExecutor() as thread:
+        _, key = thread.submit(lambda: asyncio.run(keys.create("test"))).result()  # a loop runs in this one
+        user = thread.submit(lambda: asyncio.run(users.create("ada", PASSWORD))).result()
+    return key, user.id
+
+
+def disable_user(data_dir: Path, user_id: str) -> None:
+    with open_users(Settings(data_dir=data_dir)) as users, ThreadPoolExecutor() as thread:
+        thread.submit(lambda: asyncio.run(users.disable(user_id))).result()

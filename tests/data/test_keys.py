@@ -11,6 +11,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
 from mini_claude.data.database import MIGRATIONS, Database
+from mini_claude.data.door import DoorRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import NotFound, Unauthorized
@@ -69,7 +70,7 @@ def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: 
     database.migrate()
     living = ApiKey("1" * 32, "old", PLAIN[:9], 2.5, "admin")
     assert KeyRepository(database).list() == (living, ApiKey("2" * 32, "old", REVOKED[:9], 2.5, "admin", None, 3.0))
-    service = KeyService(KeyRepository(database))
+    service = KeyService(KeyRepository(database), DoorRepository(database))
     assert asyncio.run(service.authenticate(PLAIN)) == living
     with pytest.raises(Unauthorized):
         asyncio.run(service.authenticate(REVOKED))

@@ -12,6 +12,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from mini_claude.terminal.keys import open_keys
+from mini_claude.terminal.users import open_users
 from mini_claude.utils.config import Settings
 
 from .conftest import Server, serving
@@ -19,6 +20,8 @@ from .conftest import Server, serving
 NATIVE = "/api/v1/chat/completions"
 OPENAI = "/v1/chat/completions"
 SAID = f"said{secrets.token_hex(8)}"  # in everything that clients say and so, as the engine echoes, in all replies
+PASSWORD = "correct horse battery staple"
+WRONG_PASSWORD = "wrong horse battery staple"
 WRONG_KEY = f"mc-{secrets.token_hex(20)}xyz"
 
 
@@ -108,6 +111,17 @@ def talk_over_web_sockets(server: Server, key: str) -> list[str]:
     return ids
 
 
+def sign_in(server: Server) -> str:
+    """A token, after a wrong password and a body that is none."""
+    login = "/api/v1/auth/login"
+    assert server.http.post(login, json={"name": "ada", "password": WRONG_PASSWORD}).status_code == 401
+    assert server.http.post(login, json={"name": "ada", "password": [PASSWORD]}).status_code == 422
+    token: str = server.http.post(login, json={"name": "ada", "password": PASSWORD}).json()["access_token"]
+    assert server.http.get("/api/v1/me", headers={"authorization": f"Bearer {token}"}).json()["user_name"] == "ada"
+    assert server.http.get("/api/v1/me", headers={"authorization": f"Bearer {token[:-2]}"}).status_code == 401
+    return token
+
+
 def log_lines(data_dir: Path) -> Iterator[dict[str, Any]]:
     """Every line of every rotated file of every process."""
     for path in (data_dir / "logs").glob("*.log*"):
@@ -116,17 +130,19 @@ def log_lines(data_dir: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("log_level", ["info", "debug"])
 def test_nothing_that_clients_say_and_no_key_is_in_any_log(data_dir: Path, log_level: str) -> None:
-    with open_keys(Settings(data_dir=data_dir)) as keys:
+    with open_keys(Settings(data_dir=data_dir)) as keys, open_users(Settings(data_dir=data_dir)) as users:
         _, key = asyncio.run(keys.create("test"))
+        asyncio.run(users.create("ada", PASSWORD))
     with serving(data_dir, engine="echo", log_level=log_level) as server:
         server.http.headers["authorization"] = f"Bearer {key}"
         ids = {*talk_over_http(server, key), *talk_over_web_sockets(server, key)}
         assert SAID in server.http.post(NATIVE, json=says()).text
+        token = sign_in(server)
     logs = [path for path in (data_dir / "logs").iterdir() if path.is_file()]
     assert {"api-0.log", "supervisor-0.log", "engine-smollm2-135m-0.log"} <= {path.name for path in logs}
     for path in (*logs, data_dir / "test-server.log"):
         text = path.read_text()
-        for secret in (SAID, key, WRONG_KEY):
+        for secret in (SAID, key, WRONG_KEY, PASSWORD, WRONG_PASSWORD, token):
             assert secret not in text, next(line for line in text.splitlines() if secret in line)
     served = [line for line in log_lines(data_dir) if line["event"] == "request"]
     assert ids <= {line["request_id"] for line in served}

@@ -30,15 +30,15 @@ async def test_a_key_is_shown_once_and_only_its_hash_is_stored(worker: Worker) -
 
 async def test_a_revoked_key_is_refused_by_every_worker_and_keeps_the_server_closed(open_worker: OpenWorker) -> None:
     one, two = await open_worker(), await open_worker()
-    assert not await two.services.keys.any_exist()
+    assert not await two.services.credentials.needed()
     key, plain = await one.services.keys.create("only key")
-    assert await two.services.keys.any_exist()
+    assert await two.services.credentials.needed()
     await two.services.keys.authenticate(plain)
     await one.services.keys.revoke(key.id)
     with pytest.raises(Unauthorized):
         await two.services.keys.authenticate(plain)
     for worker in (one, two, await open_worker()):
-        assert await worker.services.keys.any_exist()
+        assert await worker.services.credentials.needed()
     revoked = (await one.services.keys.list())[0].revoked_at
     assert revoked is not None
     await one.services.keys.revoke(key.id)
@@ -111,7 +111,7 @@ async def test_an_expired_key_is_refused_like_an_unknown_one_and_keeps_the_serve
     assert len(answers) == 1
     with pytest.raises(Unauthorized):
         await keys.require_active(key.id)
-    assert await keys.any_exist()
+    assert await worker.services.credentials.needed()
 
 
 @pytest.mark.parametrize("expires_at", [0.0, 1.0, -1.0, math.inf, math.nan, 1e18])
@@ -119,14 +119,14 @@ async def test_a_key_ends_in_the_future_and_not_beyond_all_calendars(worker: Wor
     with pytest.raises(InvalidRequest, match="100 years") as caught:
         await worker.services.keys.create("laptop", "user", expires_at)
     assert caught.value.param == "expires_at"
-    assert not await worker.services.keys.any_exist()
+    assert not await worker.services.credentials.needed()
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 201, "bell\a"])
 async def test_a_key_needs_a_name_that_can_be_listed(worker: Worker, name: str) -> None:
     with pytest.raises(InvalidRequest):
         await worker.services.keys.create(name)
-    assert not await worker.services.keys.any_exist()
+    assert not await worker.services.credentials.needed()
 
 
 @pytest.mark.parametrize("value", [-1, 10**13])

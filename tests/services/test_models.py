@@ -5,6 +5,7 @@ import pytest
 from mini_claude.errors import Conflict, InvalidRequest, NotFound
 from mini_claude.models.catalog import BUILTIN
 from mini_claude.services.catalog import Catalog
+from mini_claude.services.identity import LOCAL
 from mini_claude.types import ModelInfo, ModelSource, ModelSpec
 
 from .conftest import OpenWorker, Worker
@@ -34,7 +35,7 @@ async def test_an_added_model_is_served_by_every_worker_until_it_is_removed(open
     one, two = await open_worker(), await open_worker()
     await catalog_of(one).add(MINE)
     assert await two.services.models.resolve("my-model") == MINE
-    assert (await two.services.models.get("my-model")).description == "Mine"
+    assert (await two.services.models.get(LOCAL, "my-model")).description == "Mine"
     with pytest.raises(Conflict):
         await catalog_of(two).add(MINE)
     await catalog_of(two).remove("my-model")
@@ -65,12 +66,12 @@ async def test_the_list_shows_what_runs_beside_what_could(worker: Worker) -> Non
     await catalog_of(worker).add(MINE)
     await models.load("my-model")
     worker.runtime.models["forgotten"] = ModelInfo("forgotten", "ready")
-    listed = {info.name: info for info in await models.list()}
+    listed = {info.name: info for info in await models.list(LOCAL)}
     assert [*listed] == [*(spec.name for spec in BUILTIN), "my-model", "forgotten"]
     assert (listed["smollm2-135m"].state, listed["smollm2-135m"].license) == ("available", "Apache-2.0")
     assert (listed["my-model"].state, listed["my-model"].description) == ("ready", "Mine")
     await models.unload("my-model")
-    assert (await models.get("my-model")).state == "available"
+    assert (await models.get(LOCAL, "my-model")).state == "available"
     with pytest.raises(NotFound):
         await models.unload("my-model")
 

@@ -14,6 +14,7 @@ from mini_claude.data.database import Database
 from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
 from mini_claude.terminal import keys
+from mini_claude.terminal.limit_options import words_of
 from mini_claude.utils.config import Settings
 
 STATES = ("active", "active", "expired", "revoked")
@@ -183,10 +184,10 @@ def test_a_key_gets_its_limits_and_the_list_shows_them(data_dir: Path) -> None:
     assert guest.limits == Limits(requests_per_minute=20, tokens_per_day=1_000_000, concurrent_replies=0)
     entries = re.split(r"\b[0-9a-f]{32}\b", " ".join(listed().split()))[1:]
     shown = ["20 req/min", "1M tok/day", "any at once"]
-    assert keys.limits_of(guest.limits) == shown
+    assert words_of(guest.limits) == shown
     assert "tok/day" not in entries[0]
     assert {"20", "req/min", "1M", "tok/day", "any", "once"} <= set(entries[1].split())
-    assert keys.limits_of(Limits(1_500, 2_000, 999, 0, 1)) == [
+    assert words_of(Limits(1_500, 2_000, 999, 0, 1)) == [
         *("1500 req/min", "2k req/day", "999 tok/min", "any tok/day", "1 at once"),
     ]
 
@@ -198,3 +199,25 @@ def test_what_is_no_limit_makes_no_key(data_dir: Path, value: str) -> None:
     result = run("create", "guest", f"--requests-per-day={10**13}")
     assert isinstance(result.exception, InvalidRequest)
     assert result.exception.param == "requests_per_day"
+
+
+def test_the_limits_of_a_key_are_changed_by_its_name_and_the_rest_stays(data_dir: Path) -> None:
+    create("guest", "--requests-per-minute", "20", "--tokens-per-day", "1000")
+    result = run("limit", "guest", "--requests-per-minute", "5", "--concurrent-replies", "0")
+    assert result.output.strip() == "guest: 5 req/min, 1k tok/day, any at once"
+    assert stored()[0].limits == Limits(requests_per_minute=5, tokens_per_day=1000, concurrent_replies=0)
+    run("limit", stored()[0].id, "--reset", "--tokens-per-minute", "9")
+    assert stored()[0].limits == Limits(tokens_per_minute=9)
+    assert run("limit", "guest", "--reset").output.strip() == "guest: what the settings say"
+
+
+def test_which_key_and_which_limit_have_to_be_said(data_dir: Path) -> None:
+    create("guest")
+    create("guest")
+    two = run("limit", "guest", "--reset").exception
+    assert isinstance(two, InvalidRequest)
+    assert all(key.id in two.message for key in stored())
+    assert isinstance(run("limit", stored()[0].id).exception, InvalidRequest)
+    assert isinstance(run("limit", "nobody", "--reset").exception, NotFound)
+    run("revoke", stored()[0].id)
+    assert run("limit", "guest", "--reset").exception is None  # the other one is meant

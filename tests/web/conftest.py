@@ -27,6 +27,7 @@ from .echo_runtime import EchoRuntime
 
 LOCAL = ("127.0.0.1", 1)
 BASE = "http://127.0.0.1:8000"
+PASSWORD = "correct horse battery staple"
 
 
 @dataclass
@@ -46,6 +47,13 @@ class Site:
 
     async def key(self, role: KeyRole | None = None) -> str:
         return (await self.services.keys.create("test", role))[1]
+
+    async def token(self, name: str, role: KeyRole = "user") -> str:
+        """A new token of this user's, who is made where there is none."""
+        if name not in {user.name for user in await self.services.users.list()}:
+            await self.services.users.create(name, PASSWORD, role)
+        user = await self.services.users.named(name)
+        return self.services.logins._signer.make(user.id, user.generation)[1]
 
     def place(self, name: str) -> None:
         """Let the files of this built-in model be on the machine."""

@@ -12,13 +12,13 @@ from starlette.testclient import TestClient, WebSocketDenialResponse
 
 from .conftest import LOCAL, OpenSite, Site
 
-PUBLIC = {"/api/v1/health/live"}  # reviewed: anybody may know that the process runs
+PUBLIC = {"/api/v1/health/live", "/api/v1/auth/login"}  # reviewed: that the process runs, and how one gets in
 ELSEWHERE = ("192.168.1.7", 40000)
 NO_KEY = "No API key exists, so only this machine is served"
 WHO = "/api/v1/models"
 PARAMETERS = (
     *("session_id", "name", "model", "job_id", "reference", "path", "reply_id", "preference_id"),
-    *("key_id",),
+    *("key_id", "user_id"),
 )
 
 

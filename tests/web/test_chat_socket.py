@@ -264,8 +264,9 @@ async def test_a_frame_over_the_limit_ends_the_connection(open_site: OpenSite) -
     assert closed.value.rcvd.code == 1009
 
 
-async def test_the_key_may_come_in_a_header_a_subprotocol_or_the_first_message(site: Site) -> None:
-    key = await site.key()
+@pytest.mark.parametrize("kind", ["key", "token"])
+async def test_the_key_may_come_in_a_header_a_subprotocol_or_the_first_message(site: Site, kind: str) -> None:
+    key = await (site.key() if kind == "key" else site.token("ada"))
     async with served(site) as address:
         async with talking(address, additional_headers={"authorization": f"Bearer {key}"}):
             pass

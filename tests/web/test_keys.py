@@ -6,6 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from mini_claude.data.records import Limits
 from mini_claude.services.identity import LOCAL_OWNER
 
 from .conftest import OpenSite, Site
@@ -13,6 +14,10 @@ from .conftest import OpenSite, Site
 KEYS = "/api/v1/keys"
 ME = "/api/v1/me"
 ELSEWHERE = ("192.168.1.7", 40000)
+NOBODY: dict[str, Any] = {
+    **dict.fromkeys(("key_id", "key_name", "user_id", "user_name", "expires_at")),
+    "limits": [],
+}
 
 
 def with_key(site: Site, key: str) -> httpx2.AsyncClient:
@@ -27,7 +32,7 @@ def error_of(answer: httpx2.Response) -> dict[str, Any]:
 
 async def test_the_local_caller_is_an_admin_without_a_key(client: httpx2.AsyncClient) -> None:
     me = (await client.get(ME)).json()
-    assert me == {"role": "admin", "key_id": None, "key_name": None, "expires_at": None, "limits": []}
+    assert me == NOBODY | {"role": "admin"}
 
 
 async def test_a_key_tells_whose_it_is_and_until_when(site: Site) -> None:
@@ -36,7 +41,7 @@ async def test_a_key_tells_whose_it_is_and_until_when(site: Site) -> None:
     key, plain = await site.services.keys.create("guest", "user", ends)
     async with with_key(site, plain) as client:
         me = (await client.get(ME)).json()
-    assert me == {"role": "user", "key_id": key.id, "key_name": "guest", "expires_at": ends, "limits": []}
+    assert me == NOBODY | {"role": "user", "key_id": key.id, "key_name": "guest", "expires_at": ends}
 
 
 async def test_a_key_is_shown_once_listed_without_its_text_and_revoked(site: Site) -> None:
@@ -68,6 +73,23 @@ async def test_a_key_is_made_with_limits_and_lists_them(site: Site) -> None:
     async with with_key(site, made["key"]) as guest:
         (limit,) = (await guest.get(ME)).json()["limits"]  # 0 is no limit
     assert limit == {"name": "requests_per_minute", "limit": 3, "remaining": 3, "reset_seconds": 0.0}
+
+
+async def test_the_limits_of_a_key_there_is_are_changed_from_its_next_request_on(site: Site) -> None:
+    key, plain = await site.services.keys.create(
+        "guest", "user", limits=Limits(requests_per_minute=3, tokens_per_day=9)
+    )
+    async with with_key(site, await site.key("admin")) as client, with_key(site, plain) as guest:
+        place = f"{KEYS}/{key.id}"
+        changed = (await client.patch(place, json={"requests_per_minute": 7, "tokens_per_day": None})).json()
+        assert (changed["requests_per_minute"], changed["tokens_per_day"]) == (7, None)
+        (limit,) = (await guest.get(ME)).json()["limits"]
+        assert (limit["name"], limit["limit"]) == ("requests_per_minute", 7)
+        assert (await client.patch(place, json={})).json()["requests_per_minute"] == 7
+        assert (await client.patch(place, json={"requests_per_minute": -1})).status_code == 422
+        assert (await client.patch(place, json={"role": "admin"})).status_code == 422
+        assert (await client.patch(f"{KEYS}/nothing", json={})).status_code == 404
+        assert (await guest.patch(place, json={"requests_per_minute": 0})).status_code == 403
 
 
 async def test_an_expired_key_is_refused_in_the_words_for_an_unknown_one(site: Site) -> None:
@@ -124,7 +146,7 @@ async def test_no_other_machine_makes_the_first_key(open_site: OpenSite) -> None
         assert (await client.get(ME)).json()["role"] == "admin"
         answer = await client.post(KEYS, json={"name": "mine"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "first_key_is_local")
-    assert not await site.services.keys.any_exist()
+    assert not await site.services.credentials.needed()
 
 
 async def test_the_description_has_examples_and_says_what_is_for_admins(client: httpx2.AsyncClient) -> None:

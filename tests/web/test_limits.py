@@ -35,7 +35,7 @@ def told(answer: httpx2.Response) -> tuple[int, ...]:
 
 async def limited(site: Site, **limits: int) -> httpx2.AsyncClient:
     """A client with a user's key of these limits; there is an admin's key too."""
-    if not await site.services.keys.any_exist():
+    if not await site.services.credentials.needed():
         await site.key("admin")
     _, plain = await site.services.keys.create("guest", "user", limits=Limits(**limits))
     return site.client(authorization=f"Bearer {plain}")

@@ -13,13 +13,14 @@ from starlette.types import Receive, Scope, Send
 
 from mini_claude.data.records import KeyRole, Limits
 from mini_claude.runtime.sockets import page_socket
+from mini_claude.services.login_attempts import PER_NAME
 from mini_claude.web import error_handlers
 from mini_claude.web.page_line import KEY_HEADER, LIMITS_HEADER, OWNER_HEADER, ROLE_HEADER
 from mini_claude.web.routes.page import COOKIE
 
-from .conftest import OpenSite, Site, eventually, served
+from .conftest import PASSWORD, OpenSite, Site, eventually, served
 
-KEY_PAGE = "This server needs an API key"
+KEY_PAGE = "Or an API key"
 
 
 class FakePage:
@@ -138,6 +139,40 @@ async def test_with_keys_a_form_asks_for_one_and_its_cookie_opens_the_page(paged
         assert key not in str(seen)  # the page's process never sees it
         await paged.services.keys.revoke(record.id)
         assert (await client.post("/gradio_api/queue/join", json={})).status_code == 401
+
+
+async def test_a_name_and_a_password_open_the_page_and_its_token_ends_with_signing_out(paged: Site) -> None:
+    user = await paged.services.users.create("ada", PASSWORD, limits=Limits(requests_per_minute=3))
+    async with page_process(paged), paged.client() as client:
+        assert (await client.get("/")).status_code == 401
+        wrong = await client.post("/login", data={"name": "ada", "password": "wrong"})
+        nobody = await client.post("/login", data={"name": "nobody", "password": PASSWORD})
+        assert (wrong.status_code, "set-cookie" in wrong.headers, "is wrong" in wrong.text) == (401, False, True)
+        assert nobody.text == wrong.text
+        entered = await client.post("/login", data={"name": "Ada", "password": PASSWORD})
+        assert (entered.status_code, entered.headers["location"]) == (303, "/")
+        cookie = entered.headers["set-cookie"].lower()
+        assert {"httponly", "samesite=strict", f"max-age={paged.services.settings.token_seconds:.0f}"} <= set(
+            cookie.replace(" ", "").split(";")
+        )
+        seen = (await client.get("/")).json()["headers"]
+        assert (seen[OWNER_HEADER], seen[ROLE_HEADER], KEY_HEADER in seen) == (user.id, "admin", False)
+        assert Limits(**json.loads(seen[LIMITS_HEADER])) == user.limits
+        token = client.cookies[COOKIE]
+        assert token not in str(seen)
+        assert (await client.post("/logout")).status_code == 303
+    async with paged.client(cookie=f"{COOKIE}={token}") as thief:
+        assert (await thief.get("/")).status_code == 401
+
+
+async def test_the_form_counts_attempts_as_the_api_does(paged: Site) -> None:
+    await paged.services.users.create("ada", PASSWORD)
+    async with paged.client() as client:
+        for _ in range(PER_NAME.amount - 1):
+            await client.post("/api/v1/auth/login", json={"name": "ada", "password": "wrong"})
+        answers = [await client.post("/login", data={"name": "ada", "password": "wrong"}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [401, 429]
+    assert "too many attempts" in answers[1].text
 
 
 async def test_the_limits_of_the_key_are_told_whatever_the_browser_says(paged: Site) -> None:

@@ -1,5 +1,7 @@
 """The access matrix: anonymous, two users and an admin at every route and WebSocket there is, with each other's ids.
 
+All of it twice: with keys, and with the tokens of people who signed in with a password.
+
 Every route stands in one of the four lists below. A new one fails these tests until somebody decides who may call it.
 """
 
@@ -17,14 +19,16 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from mini_claude.data.adapters import AdapterRepository
+from mini_claude.data.records import KeyRole
+from mini_claude.services.tokens import PREFIX as TOKEN_PREFIX
 
 from .conftest import OpenSite, Site, served
 from .test_access import PARAMETERS
 
 Route = tuple[str, str]  # method and template
 
-# Anybody may know that the process runs.
-PUBLIC: Final[frozenset[Route]] = frozenset({("GET", "/api/v1/health/live")})
+# Anybody may know that the process runs, and try to sign in.
+PUBLIC: Final[frozenset[Route]] = frozenset({("GET", "/api/v1/health/live"), ("POST", "/api/v1/auth/login")})
 
 # What manages the server for everybody, or tells of everybody.
 ADMIN: Final[frozenset[Route]] = frozenset(
@@ -32,7 +36,12 @@ ADMIN: Final[frozenset[Route]] = frozenset(
         ("GET", "/api/v1/metrics"),
         ("GET", "/api/v1/keys"),
         ("POST", "/api/v1/keys"),
+        ("PATCH", "/api/v1/keys/{key_id}"),
         ("DELETE", "/api/v1/keys/{key_id}"),
+        ("GET", "/api/v1/users"),
+        ("POST", "/api/v1/users"),
+        ("PATCH", "/api/v1/users/{user_id}"),
+        ("DELETE", "/api/v1/users/{user_id}"),
         ("POST", "/api/v1/models/load"),
         ("POST", "/api/v1/models/unload"),
         ("PUT", "/api/v1/default-model"),
@@ -44,6 +53,8 @@ EVERYBODY: Final[frozenset[Route]] = frozenset(
     {
         ("GET", "/api/v1/health"),
         ("GET", "/api/v1/me"),
+        ("POST", "/api/v1/auth/logout"),  # of one's own token
+        ("POST", "/api/v1/auth/password"),  # one's own
         ("GET", "/openapi.json"),
         ("GET", "/docs"),
         ("GET", "/docs/{name}"),
@@ -128,6 +139,7 @@ OWNED: Final[dict[Route, Body]] = {
 }
 # Their owner starts a process with a model; that it may is tested with what it does.
 SLOW: Final = ("/preview", "/export", "/verify", "/xray")
+SIGN_OUT: Final = {("POST", "/logout"), ("POST", "/api/v1/auth/logout")}
 SOCKETS: Final = {"/ws/chat", "/ws/training/{job_id}"}
 
 
@@ -155,7 +167,7 @@ async def call(client: httpx2.AsyncClient, route: Route, things: Things | None =
 
 @dataclass
 class Cast:
-    """A site with keys. Eve is another user, root an admin who is not Ada either."""
+    """A site with keys, or tokens. Eve is another user, root an admin who is not Ada either."""
 
     site: Site
     keys: dict[str, str]
@@ -163,6 +175,13 @@ class Cast:
 
     def client(self, who: str | None) -> httpx2.AsyncClient:
         return self.site.client() if who is None else self.site.client(authorization=f"Bearer {self.keys[who]}")
+
+    async def call(self, client: httpx2.AsyncClient, who: str, route: Route) -> httpx2.Response:
+        """The route with ids that nothing has; whoever is signed out by it signs in again."""
+        answer = await call(client, route)
+        if route in SIGN_OUT and self.keys[who].startswith(TOKEN_PREFIX):
+            client.headers["authorization"] = f"Bearer {await self.site.token(who)}"
+        return answer
 
 
 async def ada_makes(site: Site, key: str, owner: str) -> Things:
@@ -188,11 +207,17 @@ async def ada_makes(site: Site, key: str, owner: str) -> Things:
     )
 
 
-@pytest.fixture
-async def cast(open_site: OpenSite) -> Cast:
+ROLES: Final[dict[str, KeyRole]] = {"root": "admin", "ada": "user", "eve": "user"}
+
+
+@pytest.fixture(params=["keys", "tokens"])
+async def cast(request: pytest.FixtureRequest, open_site: OpenSite) -> Cast:
     site = await open_site(database_url=None)  # jobs need a file
-    keys = {"root": await site.key("admin"), "ada": await site.key("user"), "eve": await site.key("user")}
-    owner = next(key.id for key in await site.services.keys.list() if keys["ada"].startswith(key.prefix))
+    if request.param == "keys":
+        keys = {who: await site.key(role) for who, role in ROLES.items()}
+    else:
+        keys = {who: await site.token(who, role) for who, role in ROLES.items()}
+    owner = (await site.services.credentials.caller(keys["ada"])).owner
     return Cast(site, keys, await ada_makes(site, keys["ada"], owner))
 
 
@@ -218,7 +243,7 @@ async def test_anonymous_gets_in_nowhere_whatever_they_name(cast: Cast) -> None:
 async def test_a_user_is_refused_at_each_route_for_admins_and_at_no_other(cast: Cast, who: str) -> None:
     async with cast.client(who) as client:
         for route in routes(cast.site.app):
-            answer = await call(client, route)
+            answer = await cast.call(client, who, route)
             assert (answer.status_code == 403) == (route in ADMIN), (route, answer.text)
             if route in ADMIN:
                 error = answer.json()["error"]
@@ -231,7 +256,7 @@ async def test_a_user_is_refused_at_each_route_for_admins_and_at_no_other(cast: 
 async def test_an_admin_is_refused_nowhere(cast: Cast) -> None:
     async with cast.client("root") as client:
         for route in routes(cast.site.app):
-            answer = await call(client, route)
+            answer = await cast.call(client, "root", route)
             assert answer.status_code not in (401, 403) or route == ("POST", "/login"), (route, answer.text)
 
 

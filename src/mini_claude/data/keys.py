@@ -8,7 +8,7 @@ from sqlalchemy import insert, select, update
 
 from mini_claude.data.database import Database
 from mini_claude.data.records import ApiKey, KeyRole, Limits
-from mini_claude.data.tables import ApiKeyRow
+from mini_claude.data.tables import ApiKeyRow, LimitColumns
 from mini_claude.errors import NotFound
 
 
@@ -53,10 +53,13 @@ class KeyRepository:
                 update(ApiKeyRow).where(ApiKeyRow.id == key_id, ApiKeyRow.revoked_at.is_(None)).values(revoked_at=now)
             )
 
-    def any_exist(self) -> bool:
-        """Whether a key was ever made: a revoked one counts."""
-        with self._database.read() as session:
-            return session.scalar(select(ApiKeyRow.id).limit(1)) is not None
+    def set_limits(self, key_id: str, limits: Limits) -> ApiKey:
+        """Give the key these limits of its own; the key as it is then. Raises `NotFound`."""
+        with self._database.write() as session:
+            row = _found(session.get(ApiKeyRow, key_id), key_id)
+            for name, value in asdict(limits).items():
+                setattr(row, name, value)
+            return _record(row)
 
     def find_by_prefix(self, prefix: str) -> Sequence[tuple[ApiKey, str]]:
         """The keys whose text begins like this, each with its SHA-256."""
@@ -80,11 +83,16 @@ def _record(row: ApiKeyRow) -> ApiKey:
         role=cast(KeyRole, row.role),
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
-        limits=Limits(
-            requests_per_minute=row.requests_per_minute,
-            requests_per_day=row.requests_per_day,
-            tokens_per_minute=row.tokens_per_minute,
-            tokens_per_day=row.tokens_per_day,
-            concurrent_replies=row.concurrent_replies,
-        ),
+        limits=limits_of(row),
+    )
+
+
+def limits_of(row: LimitColumns) -> Limits:
+    """The limits in a row."""
+    return Limits(
+        requests_per_minute=row.requests_per_minute,
+        requests_per_day=row.requests_per_day,
+        tokens_per_minute=row.tokens_per_minute,
+        tokens_per_day=row.tokens_per_day,
+        concurrent_replies=row.concurrent_replies,
     )

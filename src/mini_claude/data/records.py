@@ -13,6 +13,7 @@ TurnRole = Literal["user", "assistant"]
 Rating = Literal["up", "down"]
 KeyRole = Literal["admin", "user"]
 KeyState = Literal["active", "expired", "revoked"]
+UserState = Literal["active", "disabled"]
 JobState = Literal["pending", "running", "completed", "failed", "cancelled", "interrupted"]
 
 
@@ -55,6 +56,24 @@ class ApiKey:
         if self.revoked_at is not None:
             return "revoked"
         return "active" if self.expires_at is None or now < self.expires_at else "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Somebody who signs in with a password. `generation` is of the tokens that count; `limits` are the user's own."""
+
+    id: str
+    name: str
+    role: KeyRole
+    created_at: float
+    disabled_at: float | None = None
+    generation: int = 0
+    limits: Limits = NO_LIMITS
+
+    @property
+    def state(self) -> UserState:
+        """Whether this user may sign in."""
+        return "active" if self.disabled_at is None else "disabled"
 
 
 @dataclass(frozen=True, slots=True)

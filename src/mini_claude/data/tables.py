@@ -13,7 +13,17 @@ class Base(DeclarativeBase):
     """Registry of all tables."""
 
 
-class ApiKeyRow(Base):
+class LimitColumns:
+    """A caller's own limits."""
+
+    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    requests_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
+    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
+    concurrent_replies: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class ApiKeyRow(LimitColumns, Base):
     """An API key: its SHA-256, never the key. Rows are revoked, not deleted."""
 
     __tablename__ = "api_keys"
@@ -26,11 +36,32 @@ class ApiKeyRow(Base):
     role: Mapped[str] = mapped_column(String(16))
     expires_at: Mapped[float | None] = mapped_column(Double)
     revoked_at: Mapped[float | None] = mapped_column(Double)
-    requests_per_minute: Mapped[int | None] = mapped_column(BigInteger)
-    requests_per_day: Mapped[int | None] = mapped_column(BigInteger)
-    tokens_per_minute: Mapped[int | None] = mapped_column(BigInteger)
-    tokens_per_day: Mapped[int | None] = mapped_column(BigInteger)
-    concurrent_replies: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class UserRow(LimitColumns, Base):
+    """Somebody with a password. A row is never deleted, so that the door stays shut; who was removed has no name.
+
+    `generation` counts what ends all tokens: a new password, an end of the right to sign in.
+    """
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(64), unique=True)
+    password_hash: Mapped[str] = mapped_column(NAME)
+    role: Mapped[str] = mapped_column(String(16))
+    generation: Mapped[int]
+    created_at: Mapped[float] = mapped_column(Double)
+    disabled_at: Mapped[float | None] = mapped_column(Double)
+
+
+class RevokedTokenRow(Base):
+    """A token that was given back; the row may go when the token has expired."""
+
+    __tablename__ = "revoked_tokens"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    expires_at: Mapped[float] = mapped_column(Double, index=True)
 
 
 class ModelRow(Base):

@@ -33,6 +33,7 @@ from mini_claude.runtime.short_process import ShortProcessEnded, ShortWork
 from mini_claude.services.catalog import DEFAULT_ALIAS, Catalog
 from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.identity import Caller
+from mini_claude.services.model_access import ModelAccess
 from mini_claude.services.places import Places
 from mini_claude.types import AdapterRef, GGUFType, ModelSpec
 from mini_claude.utils.config import Settings
@@ -74,10 +75,16 @@ class AdapterService:
     """The versions of all adapters. Their files lie in folders that no client names."""
 
     def __init__(
-        self, repository: AdapterRepository, catalog: Catalog, engine_choice: EngineChoice, settings: Settings
+        self,
+        repository: AdapterRepository,
+        catalog: Catalog,
+        engine_choice: EngineChoice,
+        access: ModelAccess,
+        settings: Settings,
     ) -> None:
         self._repository = repository
         self._catalog = catalog
+        self._access = access
         self._engine_choice = engine_choice
         self._settings = settings
         self._store = AdapterStore(settings.adapters_dir, settings.adapter_quota_bytes)
@@ -89,7 +96,7 @@ class AdapterService:
     async def resolve(self, name: str | None) -> ServedModel:
         """What a model reference names: model, model:adapter (its newest version) or model:adapter@version.
 
-        Raises `NotFound`.
+        Who may use it is not asked here: `ModelService.serving` does. Raises `NotFound`.
         """
         if name is None or name == DEFAULT_ALIAS:
             return await self._resolve_default()
@@ -97,7 +104,7 @@ class AdapterService:
         spec = await self._catalog.resolve(base or None)
         if not colon:
             return ServedModel(spec)
-        version = await self.find(name)
+        version = await self._find(name)
         return ServedModel(spec, AdapterRef(version.reference, str(self._settings.adapters_dir / version.folder)))
 
     async def _resolve_default(self) -> ServedModel:
@@ -107,8 +114,13 @@ class AdapterService:
         except NotFound:
             return await self.resolve(self._catalog.default.fallback)
 
-    async def find(self, reference: str) -> AdapterVersion:
-        """The version that a reference with an adapter names. Raises `NotFound`."""
+    async def find(self, caller: Caller, reference: str) -> AdapterVersion:
+        """The version that a reference with an adapter names. Raises `NotFound`, and `Forbidden` as for its base."""
+        version = await self._find(reference)
+        self._access.require_use(caller, version.model)
+        return version
+
+    async def _find(self, reference: str) -> AdapterVersion:
         base, _, rest = reference.partition(":")
         parts = _REFERENCE.fullmatch(rest)
         if parts is None:
@@ -121,9 +133,10 @@ class AdapterService:
         model = await self._catalog.real_name(base or None)
         return await run_sync(self._repository.find, model, parts["name"], number)
 
-    async def list(self) -> Sequence[AdapterVersion]:
-        """All versions by model, name and version."""
-        return await run_sync(self._repository.list)
+    async def list(self, caller: Caller) -> Sequence[AdapterVersion]:
+        """All versions by model, name and version, without those whose base the caller may not use."""
+        versions = await run_sync(self._repository.list)
+        return tuple(version for version in versions if self._access.may_use(caller, version.model))
 
     @asynccontextmanager
     async def receive(self, num_bytes: int = 0) -> AsyncIterator[IncomingAdapter]:
@@ -149,9 +162,9 @@ class AdapterService:
     ) -> AdapterVersion:
         """Check what has come in, and keep it as the next version of model:name.
 
-        Raises `NotFound` for the model, `InvalidRequest` for a name that cannot be one and for files that cannot be
-        used with the model (code "unusable_adapter"), `Conflict` for a name of another owner's, `ModelLoadError`,
-        `PayloadTooLarge`, `StorageError`.
+        Raises `NotFound` for the model, `Forbidden` as for using it, `InvalidRequest` for a name that cannot be one and
+        for files that cannot be used with the model (code "unusable_adapter"), `Conflict` for a name of another
+        owner's, `ModelLoadError`, `PayloadTooLarge`, `StorageError`.
         """
         if name is None or not valid_model_name(name):
             raise InvalidRequest(
@@ -160,6 +173,7 @@ class AdapterService:
                 param="name",
             )
         base = await self._base(model)
+        self._access.require_use(caller, base.spec.name)
         await run_sync(self._repository.require_free, caller.owner, base.spec.name, name)
         allow_dora = not await self._engine_choice.is_llama_cpp(base.spec)
         request = ImportRequest(base, str(incoming.folder), str(incoming.checked_folder), allow_dora)
@@ -214,7 +228,7 @@ class AdapterService:
                 f"The parity check came to no end: {error.message}.", code="verification_failed"
             ) from error
         await run_sync(self._repository.certify, version, msgspec.json.decode(answer))
-        return await self.find(version.reference)
+        return await self.find(caller, version.reference)
 
     async def remove(self, caller: Caller, reference: str) -> None:
         """Delete a version of the caller's with its files.
@@ -238,7 +252,7 @@ class AdapterService:
             await run_to_its_end(scratch.discard)
 
     async def _own(self, caller: Caller, reference: str) -> AdapterVersion:
-        version = await self.find(reference)
+        version = await self.find(caller, reference)
         if version.owner != caller.owner:
             raise NotFound(f"There is no adapter {reference!r} of yours.", code="model_not_found", param="model")
         return version

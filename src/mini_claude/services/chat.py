@@ -68,7 +68,7 @@ class ChatService:
         for message in messages:
             require_unicode(message.content, "messages")
         require_unicode("".join(params.stop), "stop")
-        served = await self._models.serving(model)
+        served = await self._models.serving(caller, model)
         request = StartChat(uuid.uuid4().hex, tuple(messages), params, adapter=served.adapter)
         return await self._start(caller, served, request, permit)
 
@@ -84,7 +84,7 @@ class ChatService:
         if isinstance(prompt, str):
             require_unicode(prompt, "prompt")
         require_unicode("".join(params.stop), "stop")
-        served = await self._models.serving(model)
+        served = await self._models.serving(caller, model)
         request = StartCompletion(uuid.uuid4().hex, prompt, params, served.adapter)
         return await self._start(caller, served, request, permit)
 
@@ -114,7 +114,7 @@ class ChatService:
 
     async def _open(self, caller: Caller, turn: SessionTurn) -> SessionReply:
         plan = await self._draft(caller, turn)
-        served = await self._models.serving(turn.model or plan.session.model)
+        served = await self._models.serving(caller, turn.model or plan.session.model)
         messages = plan.messages(plan.session.system if turn.system is None else turn.system)
         reply_id = uuid.uuid4().hex
         request = StartChat(reply_id, messages, turn.params, drop_oldest=True, resumable=True, adapter=served.adapter)

@@ -113,11 +113,11 @@ class DatasetService:
     async def preview(self, caller: Caller, name: str, model: str | None, wanted: Examination) -> DoctorReport:
         """What a job with this model would see of the dataset, and what it would cost.
 
-        Raises `NotFound` (dataset, model), `ModelLoadError`, `InvalidRequest` (code "no_supervised_tokens") for data
-        that teaches nothing, `Overloaded`.
+        Raises `NotFound` (dataset, model), `Forbidden`, `ModelLoadError`, `InvalidRequest` (code
+        "no_supervised_tokens") for data that teaches nothing, `Overloaded`.
         """
         dataset = await self.get(caller, name)
-        spec = await self._models.resolve(model)
+        spec = await self._models.usable(caller, model)
         path = await run_sync(self._store.path, dataset.sha256)
         settings: dict[str, Any] = self._settings.model_dump(
             mode="json", exclude={"database_url", "limits_url", "api_key"}

@@ -47,8 +47,8 @@ async def _default_model(services: Services) -> tuple[str, str, ModelState | Non
     name = services.settings.default_model
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            name = await services.models.default_name()
-            return name, "ok", (await services.models.get(name)).state
+            info = await services.models.default_info()
+            return info.name, "ok", info.state
     except (MiniClaudeError, TimeoutError) as error:
         return name, _reason(error), None
 

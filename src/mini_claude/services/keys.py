@@ -7,28 +7,30 @@ import secrets
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Final
 
 from anyio.to_thread import run_sync
 
+from mini_claude.data.door import DoorRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.records import NO_LIMITS, ApiKey, KeyRole, Limits
-from mini_claude.errors import InvalidRequest, Unauthorized
+from mini_claude.errors import InvalidRequest, NotFound, Unauthorized
+from mini_claude.services.identity import Caller
+from mini_claude.services.limits import check_limits
 
+PREFIX: Final = "mc-"
 _KEY: Final = re.compile(r"mc-[A-Za-z0-9_-]{43}")  # 32 random bytes, base64url
 _PREFIX_CHARACTERS: Final = 9  # enough to recognise a key in a list; 222 of its 256 bits stay unknown
 _MAX_SECONDS: Final = 100 * 365 * 86_400  # a hundred years; any date before that can be written
-MAX_LIMIT: Final = 1_000_000_000_000  # of what a key may ask for; beyond it a limit limits nothing
 _UNAUTHORIZED: Final = "This API key is not valid; `mini-claude keys create NAME` makes one."
 
 
 class KeyService:
     """Makes, lists, revokes and checks API keys."""
 
-    def __init__(self, repository: KeyRepository) -> None:
+    def __init__(self, repository: KeyRepository, door: DoorRepository) -> None:
         self._repository = repository
-        self._exist = False
+        self._door = door
 
     async def create(
         self,
@@ -52,10 +54,10 @@ class KeyService:
                 "since 1970. Leave it out for a key that never does.",
                 param="expires_at",
             )
-        _check_limits(limits)
+        check_limits(limits)
         if role is None:
             role = "user" if await self.has_admin() else "admin"
-        plain = "mc-" + secrets.token_urlsafe(32)
+        plain = PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(uuid.uuid4().hex, name, plain[:_PREFIX_CHARACTERS], now, role, expires_at, limits=limits)
         await run_sync(self._repository.add, key, _sha256(plain))
         return key, plain
@@ -72,16 +74,29 @@ class KeyService:
         """From now on the key is refused, by every worker. Raises `NotFound`."""
         await run_sync(self._repository.revoke, key_id, time.time())
 
-    async def has_admin(self) -> bool:
-        """Whether some admin's key opens the server now."""
-        now = time.time()
-        return any(key.role == "admin" and key.state(now) == "active" for key in await self.list())
+    async def set_limits(self, key_id: str, limits: Limits) -> ApiKey:
+        """Give the key these limits of its own, for its next request on. Raises `NotFound`, `InvalidRequest`."""
+        check_limits(limits)
+        return await run_sync(self._repository.set_limits, key_id, limits)
 
-    async def any_exist(self) -> bool:
-        """Whether a key was ever made. Ended ones count: the end of the last key must not open the server."""
-        # Rows of keys are never deleted, so that a yes stays true.
-        self._exist = self._exist or await run_sync(self._repository.any_exist)
-        return self._exist
+    async def named(self, name: str) -> ApiKey:
+        """The key of that id, or that alone has this name and is not revoked. Raises `NotFound`, `InvalidRequest`."""
+        keys = [key for key in await self.list() if key.id == name or (key.name == name and key.revoked_at is None)]
+        if not keys:
+            raise NotFound(f"There is no key {name[:80]!r}; `mini-claude keys list` shows names and ids.")
+        if len(keys) > 1:
+            ids = ", ".join(key.id for key in keys)
+            raise InvalidRequest(f"Several keys have the name {name[:80]!r}; give an id: {ids}.", param="name")
+        return keys[0]
+
+    async def has_admin(self) -> bool:
+        """Whether some admin gets in now, with a key or a password."""
+        return await run_sync(self._door.has_admin, time.time())
+
+    async def caller(self, plain: str) -> Caller:
+        """Whose key this is. Raises `Unauthorized`."""
+        key = await self.authenticate(plain)
+        return Caller(key.id, key.id, key.role, key.limits)
 
     async def authenticate(self, plain: str) -> ApiKey:
         """The key with this text. Raises `Unauthorized`, in the same words whatever is wrong with it."""
@@ -92,19 +107,10 @@ class KeyService:
                     return key
         raise Unauthorized(_UNAUTHORIZED)
 
-    async def require_active(self, key_id: str | None) -> None:
-        """Raise `Unauthorized` where a key that was let in before has ended since; None is the local caller."""
-        if key_id is not None and (await self.get(key_id)).state(time.time()) != "active":
+    async def require_active(self, key_id: str) -> None:
+        """Raise `Unauthorized` where a key that was let in before has ended since."""
+        if (await self.get(key_id)).state(time.time()) != "active":
             raise Unauthorized(_UNAUTHORIZED)
-
-
-def _check_limits(limits: Limits) -> None:
-    for name, value in asdict(limits).items():
-        if value is not None and not 0 <= value <= MAX_LIMIT:
-            raise InvalidRequest(
-                f"{name} is {value}: give 0 (no limit) to {MAX_LIMIT}, or leave it out for what the settings say.",
-                param=name,
-            )
 
 
 def _sha256(plain: str) -> str:

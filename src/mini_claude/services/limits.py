@@ -36,6 +36,7 @@ REDIS_SECONDS: Final = 2.0  # for a server that does not answer
 RUNNING_SECONDS: Final = 30.0  # so long the replies of a worker that was killed still count
 PROLONG_SECONDS: Final = 10.0
 CONCURRENT: Final = "concurrent_replies"
+MAX_LIMIT: Final = 1_000_000_000_000  # of what a caller may ask for; beyond it a limit limits nothing
 _WINDOWS: Final[Mapping[str, type[RateLimitItem]]] = {
     "requests_per_minute": RateLimitItemPerMinute,
     "requests_per_day": RateLimitItemPerDay,
@@ -184,7 +185,7 @@ class LimitService:
         return tuple(Permit(self, tokens, num, each) for num, each in zip(reserved, ids, strict=True))
 
     def _add(self, owner: str, name: str, item: RateLimitItem, amount: int) -> Charge:
-        with _reachable():
+        with reachable():
             key = item.key_for(owner, name)
             before = self._windows.incr(key, item.get_expiry(), amount) - amount
             charge = Charge(name, key, item.get_expiry(), self._windows.get_expiry(key))
@@ -217,7 +218,7 @@ class LimitService:
 
     def _change(self, charge: Charge, amount: int) -> None:
         """Add to the window that the charge began in; what has ended since is left alone."""
-        with _reachable():
+        with reachable():
             ends = self._windows.get_expiry(charge.key)
             # Redis gives whole seconds, so that the same window's end is not always the same number.
             if amount and self._clock() < ends and abs(ends - charge.ends) < charge.seconds / 2:
@@ -227,7 +228,7 @@ class LimitService:
         states: list[LimitState] = []
         for name, item in _items(limits):
             key = item.key_for(owner, name)
-            with _reachable():
+            with reachable():
                 used, ends = self._windows.get(key), self._windows.get_expiry(key)
             left = min(max(item.amount - used, 0), item.amount)
             states.append(LimitState(name, item.amount, left, max(ends - self._clock(), 0.0)))
@@ -263,6 +264,16 @@ def redis_windows(url: str) -> Storage:
         ) from error
 
 
+def check_limits(limits: Limits) -> None:
+    """Raise `InvalidRequest` for what cannot be a limit of somebody's own."""
+    for name, value in asdict(limits).items():
+        if value is not None and not 0 <= value <= MAX_LIMIT:
+            raise InvalidRequest(
+                f"{name} is {value}: give 0 (no limit) to {MAX_LIMIT}, or leave it out for what the settings say.",
+                param=name,
+            )
+
+
 def span(seconds: float) -> str:
     """A time to wait, rounded up, as people say it."""
     for unit, size in (("hour", 3600), ("minute", 60)):
@@ -289,7 +300,8 @@ async def _give_back(taking: "asyncio.Task[tuple[Permit, ...]]") -> None:
 
 
 @contextlib.contextmanager
-def _reachable() -> Iterator[None]:
+def reachable() -> Iterator[None]:
+    """Raise `StorageError` where the counts' server does not answer."""
     try:
         yield
     except UnreachableError as error:

@@ -14,6 +14,8 @@ from mini_claude.models.origin import origin_of
 from mini_claude.runtime.runtime import Runtime
 from mini_claude.services.adapters import AdapterService, ServedModel
 from mini_claude.services.catalog import Catalog
+from mini_claude.services.identity import Caller
+from mini_claude.services.model_access import ModelAccess
 from mini_claude.types import DTypeName, LoadOptions, ModelInfo, ModelOrigin, ModelSpec, Quantization
 from mini_claude.utils.config import Settings
 
@@ -23,35 +25,72 @@ _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d+)?")
 class ModelService:
     """The catalog and the running models behind one set of names."""
 
-    def __init__(self, runtime: Runtime, catalog: Catalog, adapters: AdapterService, settings: Settings) -> None:
+    def __init__(
+        self, runtime: Runtime, catalog: Catalog, adapters: AdapterService, access: ModelAccess, settings: Settings
+    ) -> None:
         self._runtime = runtime
         self._catalog = catalog
         self._adapters = adapters
+        self._access = access
         self._settings = settings
 
     async def resolve(self, name: str | None) -> ModelSpec:
-        """The entry behind a name; None and "default" are the default model. Raises `NotFound`."""
+        """The entry behind a name, whoever asks; None and "default" are the default model. Raises `NotFound`."""
         return await self._catalog.resolve(name)
 
-    async def serving(self, name: str | None) -> ServedModel:
-        """What answers under a name, which may be that of an adapter. Raises `NotFound`."""
-        return await self._adapters.resolve(name)
+    async def usable(self, caller: Caller, name: str | None) -> ModelSpec:
+        """The same for a model that the caller may use. Raises `NotFound` and `Forbidden`."""
+        spec = await self.resolve(name)
+        self._access.require_use(caller, spec.name)
+        return spec
 
-    async def list(self) -> Sequence[ModelInfo]:
-        """Built-in models, then added ones by name, then any that still runs though it was removed, then adapters."""
-        specs = await self._catalog.list()
-        running = {info.name: info for info in (await self._runtime.status()).models}
+    async def trainable(self, caller: Caller, name: str | None) -> ModelSpec:
+        """The same for a model that the caller may train. Raises `NotFound` and `Forbidden`."""
+        spec = await self.resolve(name)
+        self._access.require_train(caller, spec.name)
+        return spec
+
+    async def trainable_names(self, caller: Caller) -> tuple[str, ...]:
+        """What the caller may train."""
+        names = [info.name for info in await self.list(caller) if ":" not in info.name]
+        return tuple(name for name in names if self._access.may_train(caller, name))
+
+    async def serving(self, caller: Caller, name: str | None) -> ServedModel:
+        """What answers the caller under a name, perhaps an adapter's. Raises `NotFound` and `Forbidden`."""
+        served = await self._adapters.resolve(name)
+        self._access.require_use(caller, served.spec.name)
+        return served
+
+    async def require_may_answer(self, caller: Caller, served: ServedModel) -> None:
+        """Raise `Forbidden` unless the caller may use the model, and have it loaded where it is not in memory."""
+        name = served.spec.name
+        self._access.require_use(caller, name)
+        if not self._access.may_load(caller, name):
+            loaded = [info.name for info in (await self._runtime.status()).models if info.state == "ready"]
+            self._access.require_loaded(caller, name, loaded)
+
+    async def list(self, caller: Caller) -> Sequence[ModelInfo]:
+        """Built-in models, then added ones by name, then any that still runs though it was removed, then adapters.
+
+        Without those that the caller may not use.
+        """
+        specs = [spec for spec in await self._catalog.list() if self._access.may_use(caller, spec.name)]
+        running = {
+            info.name: info for info in (await self._runtime.status()).models if self._access.may_use(caller, info.name)
+        }
         known = {spec.name: _describe(spec, running.pop(spec.name, None)) for spec in specs}
         adapters = [
             _as_adapter(version.reference, known[version.model])
-            for version in await self._adapters.list()
+            for version in await self._adapters.list(caller)
             if version.model in known
         ]
         return (*known.values(), *running.values(), *adapters)
 
-    async def get(self, name: str) -> ModelInfo:
-        """One model or adapter as `list` shows it. Raises `NotFound`."""
-        served = await self.serving(name)
+    async def get(self, caller: Caller, name: str) -> ModelInfo:
+        """One model or adapter as `list` shows it. Raises `NotFound` and `Forbidden`."""
+        return await self._info(await self.serving(caller, name))
+
+    async def _info(self, served: ServedModel) -> ModelInfo:
         running = {info.name: info for info in (await self._runtime.status()).models}
         info = _describe(served.spec, running.get(served.spec.name))
         return info if served.adapter is None else _as_adapter(served.name, info)
@@ -80,15 +119,25 @@ class ModelService:
         await self._runtime.unload(await self._catalog.real_name(name))
 
     async def default_name(self) -> str:
-        """What answers where no model is named."""
-        return (await self.serving(None)).name
+        """What answers where no model is named. Its name is no secret from those who may not use it."""
+        return (await self._adapters.resolve(None)).name
+
+    async def default_info(self) -> ModelInfo:
+        """How the default is, whoever asks."""
+        return await self._info(await self._adapters.resolve(None))
+
+    async def first_choice(self, caller: Caller) -> str | None:
+        """What to offer the caller first: the default, else any model that the caller may use."""
+        names = [info.name for info in await self.list(caller)]
+        default = await self.default_name()
+        return default if default in names else next(iter(names), None)
 
     async def set_default(self, reference: str) -> str:
         """Let this model or adapter answer where none is named; its name with its version.
 
         Raises `NotFound`, and `Conflict` for a model that would have to be downloaded first.
         """
-        served = await self.serving(reference)
+        served = await self._adapters.resolve(reference)
         if served.spec.name in await self.not_downloaded():
             raise Conflict(
                 f"Model {served.spec.name!r} is not on this machine; download it first: mini-claude models pull "

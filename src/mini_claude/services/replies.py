@@ -1,4 +1,4 @@
-"""The one way to a reply: within the caller's limits, then to the engine."""
+"""The one way to a reply: a model that the caller may use, within the caller's limits, then to the engine."""
 
 from mini_claude.runtime.messages import StartChat, StartCompletion
 from mini_claude.runtime.runtime import ReplyStream, Runtime
@@ -22,8 +22,10 @@ class ReplyStarter:
     ) -> ReplyStream:
         """The reply, once the engine has accepted it. `permit` was given before, to one of several of a request.
 
-        Raises `RateLimited` before anything is loaded or generated, and what `Runtime.start` raises.
+        Raises `Forbidden` for a model that the caller may not use, or not bring into memory, `RateLimited`, both
+        before anything is loaded or generated, and what `Runtime.start` raises.
         """
+        await self._models.require_may_answer(caller, served)
         if permit is None:
             (permit,) = await self._limits.admit(caller, (request.params.max_tokens,))
         try:

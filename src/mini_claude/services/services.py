@@ -7,23 +7,28 @@ from dataclasses import dataclass
 from typing import IO
 
 from anyio.to_thread import run_sync
+from limits.storage import Storage
 
 from mini_claude.data.adapters import AdapterRepository
 from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.default_models import DefaultModelRepository
+from mini_claude.data.door import DoorRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.limit_counters import LimitCounters
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.preferences import PreferenceRepository
 from mini_claude.data.sessions import SessionRepository
+from mini_claude.data.token_secret import token_secret
+from mini_claude.data.users import UserRepository
 from mini_claude.errors import InvalidRequest
 from mini_claude.runtime.runtime import Runtime
 from mini_claude.services.adapters import AdapterService
 from mini_claude.services.before_after import BeforeAfterService
 from mini_claude.services.catalog import Catalog
 from mini_claude.services.chat import ChatService
+from mini_claude.services.credentials import Credentials
 from mini_claude.services.datasets import DatasetService
 from mini_claude.services.default_model import DefaultModel
 from mini_claude.services.engine_choice import EngineChoice
@@ -31,10 +36,14 @@ from mini_claude.services.feedback import FeedbackService
 from mini_claude.services.feedback_datasets import FeedbackDatasets
 from mini_claude.services.keys import KeyService
 from mini_claude.services.limits import LimitService, default_limits, redis_windows
+from mini_claude.services.login_attempts import LoginAttempts
+from mini_claude.services.model_access import ModelAccess
 from mini_claude.services.models import ModelService
 from mini_claude.services.replies import ReplyStarter
 from mini_claude.services.session_export import SessionExport
+from mini_claude.services.tokens import TokenSigner
 from mini_claude.services.training import TrainingService
+from mini_claude.services.users import LoginService, UserService
 from mini_claude.services.xray import XrayService
 from mini_claude.utils.config import Settings
 
@@ -47,6 +56,9 @@ class Services:
     runtime: Runtime
     database: Database
     keys: KeyService
+    users: UserService
+    logins: LoginService
+    credentials: Credentials
     limits: LimitService
     models: ModelService
     adapters: AdapterService
@@ -83,12 +95,19 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             ModelRepository(database), DefaultModel(DefaultModelRepository(database), settings.default_model)
         )
         engine_choice = EngineChoice(runtime, settings)
-        adapters = AdapterService(AdapterRepository(database), catalog, engine_choice, settings)
-        models = ModelService(runtime, catalog, adapters, settings)
+        access = ModelAccess(settings)
+        adapters = AdapterService(AdapterRepository(database), catalog, engine_choice, access, settings)
+        models = ModelService(runtime, catalog, adapters, access, settings)
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
-        limits = await _limits(settings, database, opened)
+        windows, limits = await _limits(settings, database, opened)
+        door = DoorRepository(database)
+        keys = KeyService(KeyRepository(database), door)
+        user_rows = UserRepository(database)
+        users = UserService(user_rows, SessionRepository(database), PreferenceRepository(database), door)
+        signer = TokenSigner(await run_sync(token_secret, settings.data_dir), settings.token_seconds)
+        logins = LoginService(users, user_rows, signer, LoginAttempts(windows))
         replies = ReplyStarter(runtime, models, limits)
         chat = ChatService(runtime, models, replies, SessionRepository(database))
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
@@ -96,7 +115,10 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
             settings=settings,
             runtime=runtime,
             database=database,
-            keys=KeyService(KeyRepository(database)),
+            keys=keys,
+            users=users,
+            logins=logins,
+            credentials=Credentials(keys, logins, door),
             limits=limits,
             models=models,
             adapters=adapters,
@@ -112,13 +134,14 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         )
 
 
-async def _limits(settings: Settings, database: Database, opened: ExitStack) -> LimitService:
+async def _limits(settings: Settings, database: Database, opened: ExitStack) -> tuple[Storage, LimitService]:
     """Counts in memory where everything is, else in a file: the page's process counts too, even beside one worker."""
     url = settings.plain_limits_url
-    windows = None if url is None else redis_windows(url)
+    shared = None if url is None else redis_windows(url)
     counters = await run_sync(LimitCounters, None if database.in_memory else settings.data_dir / "limits.db")
     opened.callback(counters.close)
-    return LimitService(default_limits(settings), counters, windows or counters)
+    windows = shared or counters
+    return windows, LimitService(default_limits(settings), counters, windows)
 
 
 @contextmanager

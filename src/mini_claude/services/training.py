@@ -19,7 +19,7 @@ from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.jobs import ENDED, JobRepository
 from mini_claude.data.records import Job, JobEvent
-from mini_claude.errors import Conflict, InvalidRequest, NotFound
+from mini_claude.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from mini_claude.models.catalog import valid_model_name
 from mini_claude.services.engine_choice import EngineChoice
 from mini_claude.services.identity import Caller
@@ -56,8 +56,8 @@ class TrainingService:
     ) -> tuple[Job, bool]:
         """A new pending job, and whether it is new (see `JobRepository.submit`).
 
-        Raises `NotFound` (model, dataset), `InvalidRequest`, `Conflict` for an adapter's name that is another owner's,
-        `IdempotencyKeyReused`.
+        Raises `NotFound` (model, dataset), `Forbidden`, `InvalidRequest`, `Conflict` for an adapter's name that is
+        another owner's, `IdempotencyKeyReused`.
         """
         if self._in_memory:
             raise InvalidRequest(
@@ -66,7 +66,7 @@ class TrainingService:
                 code="database_in_memory",
             )
         with _told_as("model_name"):
-            spec = await self._models.resolve(model)
+            spec = await self._models.trainable(caller, model)
         if spec.name != model and model is not None and ":" in model:
             raise InvalidRequest("Train a base model; continuing an adapter is not supported.", param="model_name")
         with _told_as("dataset_path"):
@@ -103,7 +103,8 @@ class TrainingService:
         return await run_sync(self._jobs.cancel, caller.owner, job_id)
 
     async def resume(self, caller: Caller, job_id: str) -> Job:
-        """Let a failed or cancelled job go on from its last checkpoint. Raises `NotFound`, `Conflict`."""
+        """Let a failed or cancelled job go on from its last checkpoint. Raises `NotFound`, `Forbidden`, `Conflict`."""
+        await self._models.trainable(caller, (await self.get(caller, job_id)).spec.model_name)
         return await run_sync(self._jobs.resume, caller.owner, job_id)
 
     async def events(self, caller: Caller, job_id: str, after: int, limit: int) -> Sequence[JobEvent]:
@@ -129,6 +130,6 @@ def _told_as(field: str) -> Iterator[None]:
     """Errors about what a field names carry the field's name."""
     try:
         yield
-    except (NotFound, Conflict) as error:
+    except (NotFound, Forbidden, Conflict) as error:
         error.param = field
         raise

@@ -127,7 +127,7 @@ class XrayService:
     async def _run(
         self, caller: Caller, model: str | None, request: StartChat, mode: Literal["generated", "scored"]
     ) -> Xray:
-        served = await self._models.serving(model)
+        served = await self._models.serving(caller, model)
         request = structs.replace(request, adapter=served.adapter)
         stream = await self._replies.start(caller, served, request)
         try:

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Annotated, Final, Literal
 
 import typer
@@ -13,27 +12,21 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from mini_claude.data.database import Database
+from mini_claude.data.door import DoorRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.records import Limits
 from mini_claude.errors import InvalidRequest
 from mini_claude.services.keys import KeyService
+from mini_claude.terminal.database import open_database
+from mini_claude.terminal.limit_options import Limit, NewLimit, Reset, changed, told, words_of
 from mini_claude.utils.config import Settings
 
-app = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
+app = typer.Typer(no_args_is_help=True, help="API keys: create, list, limit, revoke.")
 console = Console()
 _SPAN: Final = re.compile(r"([1-9][0-9]{0,5})([dhm])")
 _UNIT_SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60}
-_SHORT: Final = {
-    "requests_per_minute": "req/min",
-    "requests_per_day": "req/day",
-    "tokens_per_minute": "tok/min",
-    "tokens_per_day": "tok/day",
-    "concurrent_replies": "at once",
-}
-Limit = Annotated[int | None, typer.Option(min=0, help="0: no limit.", show_default="what the settings say")]
 _NO_ADMIN: Final = (
-    "No admin's key opens the server now, so nobody can load models or make keys over it; "
+    "No admin gets in now, so nobody can load models or make keys over it; "
     "`mini-claude keys create NAME --role admin` makes one."
 )
 
@@ -41,12 +34,8 @@ _NO_ADMIN: Final = (
 @contextmanager
 def open_keys(settings: Settings) -> Iterator[KeyService]:
     """The key service straight on the database: no server is needed."""
-    database = Database(settings.effective_database_url)
-    try:
-        database.migrate()
-        yield KeyService(KeyRepository(database))
-    finally:
-        database.close()
+    with open_database(settings) as database:
+        yield KeyService(KeyRepository(database), DoorRepository(database))
 
 
 @app.command()
@@ -74,7 +63,7 @@ def create(
     if role is None and key.role == "admin":
         words.append("It is an admin's key, since there was none; for others make users' keys.")
     if ends is not None:
-        words.append(f"It expires at {_date(ends)}.")
+        words.append(f"It expires at {date_of(ends)}.")
     if not has_admin:
         words.append(_NO_ADMIN)
     Console(stderr=True).print(" ".join(words), markup=False)
@@ -90,19 +79,6 @@ def seconds_of(span: str) -> int:
     return int(parts[1]) * _UNIT_SECONDS[parts[2]]
 
 
-def limits_of(limits: Limits) -> list[str]:
-    """A key's own limits, each in a few characters, as in 60 req/min or 1M tok/day."""
-    own = {name: value for name, value in asdict(limits).items() if value is not None}
-    return [f"{_compact(value) if value else 'any'} {_SHORT[name]}" for name, value in own.items()]
-
-
-def _compact(num: int) -> str:
-    for size, letter in ((1_000_000, "M"), (1_000, "k")):
-        if num % size == 0:
-            return f"{num // size}{letter}"
-    return str(num)
-
-
 @app.command("list")
 def list_keys() -> None:
     """Show all keys (never the keys themselves): whose, what they may do, and whether they still open the server."""
@@ -113,11 +89,29 @@ def list_keys() -> None:
     with open_keys(Settings()) as keys:
         for key in asyncio.run(keys.list()):
             ended = key.revoked_at or key.expires_at
-            words = [key.state(now), *([_date(ended)] if ended else [])]
-            cells = (_date(key.created_at), " ".join(words))
-            described = Text("\n".join([key.name, key.prefix, *limits_of(key.limits)]))
+            words = [key.state(now), *([date_of(ended)] if ended else [])]
+            cells = (date_of(key.created_at), " ".join(words))
+            described = Text("\n".join([key.name, key.prefix, *words_of(key.limits)]))
             table.add_row(key.id, described, key.role, *(cell.replace(" ", "\n") for cell in cells))
     console.print(table)
+
+
+@app.command()
+def limit(
+    name: Annotated[str, typer.Argument(help="The key's name, or its id.")],
+    requests_per_minute: NewLimit = None,
+    requests_per_day: NewLimit = None,
+    tokens_per_minute: NewLimit = None,
+    tokens_per_day: NewLimit = None,
+    concurrent_replies: NewLimit = None,
+    reset: Reset = False,
+) -> None:
+    """Change how much a key may ask for."""
+    given = Limits(requests_per_minute, requests_per_day, tokens_per_minute, tokens_per_day, concurrent_replies)
+    with open_keys(Settings()) as keys:
+        key = asyncio.run(keys.named(name))
+        key = asyncio.run(keys.set_limits(key.id, changed(key.limits, given, reset=reset)))
+    console.print(f"{key.name}: {told(key.limits)}", markup=False)
 
 
 @app.command()
@@ -128,5 +122,6 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The id that `list` shows.
     console.print(f"revoked {key_id}", markup=False)
 
 
-def _date(seconds: float) -> str:
+def date_of(seconds: float) -> str:
+    """A time as it is here."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

@@ -24,6 +24,7 @@ from mini_claude.web.error_handlers import add_error_handlers
 from mini_claude.web.page_line import PageLine
 from mini_claude.web.routes import (
     adapters,
+    auth,
     chat,
     chat_socket,
     datasets,
@@ -35,6 +36,7 @@ from mini_claude.web.routes import (
     system,
     training,
     training_socket,
+    users,
     xray,
 )
 from mini_claude.web.shutdown import Shutdown
@@ -123,8 +125,11 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
     for router in (
         system.public_router,
         system.router,
+        auth.public_router,
+        auth.router,
         keys.me_router,
         keys.router,
+        users.router,
         chat.router,
         chat_socket.router,
         feedback.router,

@@ -39,7 +39,7 @@ class JsonSocket:
         return cls(websocket, services)
 
     async def authenticate(self) -> Caller:
-        """Whose key the first frame brings. Raises `Unauthorized`."""
+        """Whose key or token the first frame brings. Raises `Unauthorized`."""
         try:
             async with asyncio.timeout(AUTH_SECONDS):
                 values = object_in(await self.receive())

@@ -73,8 +73,9 @@ class PageLine:
         """The page's answer, passed on while it comes. Raises `Unavailable` and `PayloadTooLarge`."""
         headers = [(name, value) for name, value in request.headers.items() if name not in NOT_FORWARDED]
         headers += [(OWNER_HEADER, caller.owner), (ROLE_HEADER, caller.role), ("x-forwarded-proto", request.url.scheme)]
+        headers.append((LIMITS_HEADER, json.dumps(asdict(caller.limits))))
         if caller.key_id is not None:
-            headers += [(KEY_HEADER, caller.key_id), (LIMITS_HEADER, json.dumps(asdict(caller.limits)))]
+            headers.append((KEY_HEADER, caller.key_id))
         outgoing = self._http.build_request(
             request.method,
             httpx.URL(

@@ -109,7 +109,7 @@ def test_details_hold_the_measurements_and_nothing_that_could_run() -> None:
     assert "lora_r" in html
     assert "unset" not in html
     assert "&lt;d&gt;" in html
-    assert "belongs to another key" in html
+    assert "somebody else's" in html
 
 
 def test_of_a_form_that_rounds_the_mean_difference_is_shown() -> None:
@@ -183,7 +183,7 @@ async def test_a_user_sees_the_models_and_can_neither_load_nor_unload_one(
         assert {bool(card["actions"]) for card in cards if card["state"] != "not on this machine"} == {admin}
     await site.services.models.load("smollm2-135m")
     for verb in ("load", "unload"):
-        with pytest.raises(gr.Error, match="only an admin's key"):
+        with pytest.raises(gr.Error, match="only an admin may"):
             async for _ in tab._load(foreign_visit, click([verb, "smollm2-135m"]), "", "bfloat16", ""):
                 pass
     assert [info.dtype for info in site.runtime.loaded.values()] == ["auto"]

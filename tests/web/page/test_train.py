@@ -170,7 +170,7 @@ async def test_a_user_trains_and_cannot_serve_the_result_to_everybody(
         assert shown[tab.panel.result].visible
         assert (tab.panel.serve in shown) is admin  # else it stays as it was made: invisible
         if not admin:
-            with pytest.raises(gr.Error, match="only an admin's key"):
+            with pytest.raises(gr.Error, match="only an admin may"):
                 await tab._serve(request, here)
     assert not tab.panel.serve.visible
     assert await file_site.services.models.default_name() == "smollm2-135m"

@@ -33,7 +33,7 @@ class AdapterList:
 
     async def items(self, caller: Caller, chosen: str) -> list[dict[str, Any]]:
         """The value of `list`; `chosen` is the reference of the version that is looked at."""
-        return items_of(await self._services.adapters.list(), caller, chosen)
+        return items_of(await self._services.adapters.list(caller), caller, chosen)
 
 
 def items_of(versions: Sequence[AdapterVersion], caller: Caller, chosen: str) -> list[dict[str, Any]]:

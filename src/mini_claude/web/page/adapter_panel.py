@@ -50,7 +50,7 @@ class AdapterPanel:
         if version is None:
             return {self.box: gr.Column(visible=False)}
         mine = version.owner == caller.owner
-        proof = await proof_of(self._services, version.reference)
+        proof = await proof_of(self._services, caller, version.reference)
         return {
             self.box: gr.Column(visible=True),
             self.details: details_html(version, proof, mine=mine),
@@ -63,7 +63,7 @@ def details_html(version: AdapterVersion, proof: str, *, mine: bool) -> str:
     """`proof` is HTML already."""
     parts = [proof]
     if not mine:
-        parts.append("<p class='facts'>It belongs to another key: you can chat with it, and not change it.</p>")
+        parts.append("<p class='facts'>It is somebody else's: you can chat with it, and not change it.</p>")
     if loss := loss_of(version):
         parts.append(
             f"<p>{escape(loss)} <small>(lower is better; measured on rows that training did not see)</small></p>"

@@ -97,7 +97,7 @@ class ChatView:
             conversation = await self._services.chat.get(caller, session_id)
             path = shown_path(conversation)
             corrections = Corrections(await self._services.feedback.of_session(caller, session_id))
-        lengths = {info.name: info.context_length for info in await self._services.models.list()}
+        lengths = {info.name: info.context_length for info in await self._services.models.list(caller)}
         branches = [] if conversation is None else other_branches(conversation, path)
         update: Update = {
             self.here: {"session": session_id, "turns": [turn.id for turn in path]},
@@ -114,15 +114,15 @@ class ChatView:
             self.sessions.title: "" if conversation is None else conversation.session.title,
             self.sessions.confirm: gr.Button(visible=False),
             **{tool: gr.Button(interactive=conversation is not None) for tool in self.sessions.tools},
-            **await self._settings_of(conversation, list(lengths)),
+            **await self._settings_of(caller, conversation, list(lengths)),
         }
         return Look(update, path, corrections, lengths)
 
-    async def _settings_of(self, conversation: Conversation | None, names: list[str]) -> Update:
+    async def _settings_of(self, caller: Caller, conversation: Conversation | None, names: list[str]) -> Update:
         session = None if conversation is None else conversation.session
-        model = (session.model if session is not None else None) or await self._services.models.default_name()
+        model = (session.model if session is not None else None) or await self._services.models.first_choice(caller)
         return {
-            self.panel.model: gr.Dropdown(names if model in names else [*names, model], value=model),
+            self.panel.model: gr.Dropdown(names if model is None or model in names else [*names, model], value=model),
             self.panel.system: (session.system if session is not None else None) or "",
         }
 

@@ -100,9 +100,9 @@ class CompareTab:
 
     @event
     async def _names(self, request: gr.Request, *chosen: str | None) -> list[gr.Dropdown]:
-        visitor(request)
-        names = [info.name for info in await self._services.models.list()]
-        default = await self._services.models.default_name()
+        caller = visitor(request)
+        names = [info.name for info in await self._services.models.list(caller)]
+        default = await self._services.models.first_choice(caller)
         return [gr.Dropdown(names, value=name if name in names else default) for name in chosen]
 
     @stream
@@ -111,22 +111,22 @@ class CompareTab:
     ) -> AsyncIterator[Update]:
         caller = visitor(request)
         half = len(self.first.inputs)
-        contestants = [await self._exactly(values) for values in (settings[:half], settings[half:])]
+        contestants = [await self._exactly(caller, values) for values in (settings[:half], settings[half:])]
         comparison = new_comparison(question, system, contestants, blind=blind)
-        yield await self._look(comparison, running=True)
+        yield await self._look(caller, comparison, running=True)
         try:
             comparison.race = await start_race(self._services.chat, caller, comparison.contestants, comparison.messages)
         except Exception:
-            yield await self._look(comparison, running=False)
+            yield await self._look(caller, comparison, running=False)
             raise
         async for _ in comparison.race:
             yield self._texts(comparison)
-        yield await self._look(comparison, running=False)
+        yield await self._look(caller, comparison, running=False)
 
-    async def _exactly(self, values: Sequence[Any]) -> Contestant:
-        """The contestant with its version, so that what is asked is what is shown. Raises `NotFound`."""
+    async def _exactly(self, caller: Caller, values: Sequence[Any]) -> Contestant:
+        """The contestant with its version, so that what is asked is what is shown. Raises `NotFound`, `Forbidden`."""
         contestant = ContestantPanel.contestant(values)
-        return replace(contestant, name=(await self._services.models.serving(contestant.name)).name)
+        return replace(contestant, name=(await self._services.models.serving(caller, contestant.name)).name)
 
     @event
     async def _stop(self, request: gr.Request, comparison: Comparison | None) -> None:
@@ -144,7 +144,7 @@ class CompareTab:
             if (best := CHOSEN.get(choice)) is not None:
                 await self._keep(caller, comparison, best)
             comparison.choose(choice)
-            return await self._look(comparison, running=False)
+            return await self._look(caller, comparison, running=False)
 
         return choose
 
@@ -163,7 +163,7 @@ class CompareTab:
 
     # --- showing ---
 
-    async def _look(self, comparison: Comparison, *, running: bool) -> Update:
+    async def _look(self, caller: Caller, comparison: Comparison, *, running: bool) -> Update:
         ready = comparison.can_be_judged and comparison.choice is None
         update: Update = {
             self.comparison: comparison,
@@ -178,7 +178,7 @@ class CompareTab:
             update[self.titles[index]] = f"<h3>Answer {LETTERS[index]}{best}{name}</h3>"
             shown = comparison.shows_names and not running
             update[self.proofs[index]] = (
-                await proof_of(self._services, contestant.name, contestant.params) if shown else ""
+                await proof_of(self._services, caller, contestant.name, contestant.params) if shown else ""
             )
         return update
 

@@ -138,9 +138,10 @@ class DataTab:
             self.confirm: gr.Button(visible=False),
         }
 
-    async def _models(self) -> gr.Dropdown:
-        names = [info.name for info in await self._services.models.list() if ":" not in info.name]
-        return gr.Dropdown(names, value=(await self._services.models.resolve(None)).name)
+    async def _models(self, request: gr.Request) -> gr.Dropdown:
+        names = [info.name for info in await self._services.models.list(visitor(request)) if ":" not in info.name]
+        default = (await self._services.models.resolve(None)).name
+        return gr.Dropdown(names, value=default if default in names else next(iter(names), None))
 
     # --- events ---
 

@@ -29,8 +29,9 @@ class DefaultPanel:
 
     @event
     async def _look(self, request: gr.Request) -> tuple[gr.Dropdown, gr.Button, gr.Button]:
-        allowed = visitor(request).is_admin
-        names = [info.name for info in await self._services.models.list()]
+        caller = visitor(request)
+        allowed = caller.is_admin
+        names = [info.name for info in await self._services.models.list(caller)]
         current, before = await self._services.models.default_name(), await self._before()
         label = "Back to the one before" if before is None else f"Back to {before}"
         return (

@@ -69,23 +69,23 @@ class ModelList:
                 info="Saves memory. Best with a GPU; on a processor it is slow.",
             )
 
-    async def names(self) -> list[str]:
-        """Of all base models."""
-        return [info.name for info in await self._bases()]
+    async def names(self, caller: Caller) -> list[str]:
+        """Of all base models that the caller may use."""
+        return [info.name for info in await self._bases(caller)]
 
     async def items(self, caller: Caller) -> list[dict[str, Any]]:
         """The value of `list`."""
         absent = await self._services.models.not_downloaded()
         manages = caller.is_admin
-        return [item_of(info, manages=manages, absent=info.name in absent) for info in await self._bases()]
+        return [item_of(info, manages=manages, absent=info.name in absent) for info in await self._bases(caller)]
 
     async def memory_html(self) -> str:
         """The value of `memory`."""
         memory = psutil.virtual_memory()
         return memory_html(await self._services.runtime.status(), memory.available, memory.total)
 
-    async def _bases(self) -> Sequence[ModelInfo]:
-        return [info for info in await self._services.models.list() if ":" not in info.name]
+    async def _bases(self, caller: Caller) -> Sequence[ModelInfo]:
+        return [info for info in await self._services.models.list(caller) if ":" not in info.name]
 
 
 def item_of(info: ModelInfo, *, manages: bool, absent: bool = False) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import gradio as gr
 from anyio.to_thread import run_sync
 
 from mini_claude.data.records import AdapterVersion
-from mini_claude.errors import InvalidRequest, NotFound
+from mini_claude.errors import Forbidden, InvalidRequest, NotFound
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.web.page.adapter_import import AdapterImport
@@ -116,7 +116,7 @@ class ModelsTab:
     async def _names(self, request: gr.Request) -> tuple[gr.Dropdown, gr.Accordion]:
         """Which models an adapter can be for; and, for admins, how to load one."""
         caller = visitor(request)
-        names = await self.models.names()
+        names = await self.models.names(caller)
         default = await self._services.models.default_name()
         return (
             gr.Dropdown(names, value=default if default in names else None),
@@ -150,16 +150,17 @@ class ModelsTab:
     @event
     async def _open(self, request: gr.Request, click: gr.SelectData, seen: Any) -> Update:
         caller = visitor(request)
-        return await self._look_at(caller, await self._services.adapters.find(str(click.value)), seen)
+        return await self._look_at(caller, await self._services.adapters.find(caller, str(click.value)), seen)
 
-    async def _chosen(self, reference: str) -> AdapterVersion:
+    async def _chosen(self, caller: Caller, reference: str) -> AdapterVersion:
         if not reference:
             raise InvalidRequest("Choose a version of an adapter first.")
-        return await self._services.adapters.find(reference)
+        return await self._services.adapters.find(caller, reference)
 
     @event
     async def _verify(self, request: gr.Request, chosen: str, seen: Any) -> Update:
-        caller, version = visitor(request), await self._chosen(chosen)
+        caller = visitor(request)
+        version = await self._chosen(caller, chosen)
 
         async def work() -> Outcome:
             done = await self._services.adapters.verify(caller, version.reference)
@@ -171,7 +172,8 @@ class ModelsTab:
 
     @event
     async def _export(self, request: gr.Request, choice: str, chosen: str, seen: Any) -> Update:
-        caller, version = visitor(request), await self._chosen(chosen)
+        caller = visitor(request)
+        version = await self._chosen(caller, chosen)
         if choice not in EXPORTS:
             raise InvalidRequest("Choose what to export it as.")
         wanted, tensor_type = EXPORTS[choice]
@@ -189,7 +191,8 @@ class ModelsTab:
 
     @event
     async def _delete(self, request: gr.Request, chosen: str, seen: Any) -> Update:
-        caller, version = visitor(request), await self._chosen(chosen)
+        caller = visitor(request)
+        version = await self._chosen(caller, chosen)
         await self._services.adapters.remove(caller, version.reference)
         return await self._look_at(caller, None, seen)
 
@@ -198,8 +201,8 @@ class ModelsTab:
         caller = visitor(request)
         self.errands.errands.stop(caller, str(click.value))
         try:
-            version = await self._chosen(chosen)
-        except (InvalidRequest, NotFound):
+            version = await self._chosen(caller, chosen)
+        except (InvalidRequest, NotFound, Forbidden):
             version = None
         return await self._look_at(caller, version, seen)
 

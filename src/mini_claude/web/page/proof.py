@@ -6,6 +6,7 @@ from html import escape
 from typing import Any, Final
 
 from mini_claude.data.records import AdapterVersion
+from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.types import ModelOrigin, SamplingParams
 
@@ -19,14 +20,17 @@ FORMS: Final = {
 }
 
 
-async def proof_of(services: Services, name: str, params: SamplingParams | None = None) -> str:
-    """HTML about a model or a version of an adapter, and its settings. Raises `NotFound` for one that is gone."""
-    info = await services.models.get(name)
+async def proof_of(services: Services, caller: Caller, name: str, params: SamplingParams | None = None) -> str:
+    """HTML about a model or a version of an adapter, and its settings.
+
+    Raises `NotFound` for one that is gone, and `Forbidden` for one that the caller may not use.
+    """
+    info = await services.models.get(caller, name)
     base, colon, _ = name.partition(":")
     origin = await services.models.origin(base)
     lines = [f"<strong>{escape(name)}</strong>"]
     if colon:
-        version = await services.adapters.find(name)
+        version = await services.adapters.find(caller, name)
         made = datetime.fromtimestamp(version.created_at, UTC).strftime("%Y-%m-%d")
         lines += [parity_of(version.certificate), f"made on {made}", base_line(version, origin)]
     lines.append(origin_line(origin))

@@ -46,10 +46,10 @@ class SystemTab:
 
     @event
     async def _begin(self, request: gr.Request) -> gr.HTML:
-        """Only who came in by a key can sign out."""
+        """Only who signed in can sign out."""
         caller = visitor(request)
         await self._history.start()
-        return gr.HTML(visible=caller.key_id is not None)
+        return gr.HTML(visible=not caller.is_local)
 
     @event
     async def _opened(self, request: gr.Request, chosen: gr.SelectData) -> gr.Timer:

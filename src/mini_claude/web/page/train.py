@@ -88,7 +88,7 @@ class TrainTab:
 
     async def _choose(self, caller: Caller, dataset: str | None, model: str | None) -> Update:
         """The form with this dataset and model."""
-        return await self.form.choices(await self._services.datasets.list(caller), dataset, model)
+        return await self.form.choices(caller, await self._services.datasets.list(caller), dataset, model)
 
     @event
     async def _restore(

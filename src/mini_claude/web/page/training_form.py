@@ -8,6 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from mini_claude.data.records import Dataset
+from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.training.arguments import LoraSettings, TrainingArguments
 from mini_claude.web.page.labels import GROUPS
@@ -70,15 +71,17 @@ class TrainingForm:
         values = preset_values(preset)
         return [gr.skip() if name in OF_THE_DATA else values[name] for name in self._by_name]
 
-    async def choices(self, datasets: Sequence[Dataset], chosen: str | None, model: str | None) -> Update:
-        """What can be chosen now; `chosen` is the dataset, and `model` None the default one's base."""
+    async def choices(
+        self, caller: Caller, datasets: Sequence[Dataset], chosen: str | None, model: str | None
+    ) -> Update:
+        """What the caller can choose now; `chosen` is the dataset, and `model` None the default one's base."""
         names = [dataset.name for dataset in datasets]
         model = model or (await self._services.models.resolve(None)).name
-        models = [info.name for info in await self._services.models.list() if ":" not in info.name]
+        models = await self._services.models.trainable_names(caller)
         dataset = next((each for each in datasets if each.name == chosen), None)
         return {
             self.dataset: gr.Dropdown(names, value=None if dataset is None else dataset.name),
-            self.model: gr.Dropdown(models, value=model),
+            self.model: gr.Dropdown(list(models), value=model if model in models else next(iter(models), None)),
             **self.fit(dataset),
         }
 

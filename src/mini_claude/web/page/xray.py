@@ -89,17 +89,19 @@ class XrayTab:
     @event
     async def _list(self, request: gr.Request, here: dict[str, Any]) -> tuple[gr.Dropdown, gr.Dropdown]:
         """The chat's answers and the models, each time the tab opens."""
+        caller = visitor(request)
         choices: list[tuple[str, str]] = []
         if here.get("session"):
-            conversation = await self._services.chat.get(visitor(request), here["session"])
+            conversation = await self._services.chat.get(caller, here["session"])
             choices = [
                 (" ".join(turn.content.split())[:PREVIEW_CHARACTERS], turn.id)
                 for turn in shown_path(conversation)
                 if turn.role == "assistant" and turn.content and turn.status != "running"
             ]
-        models = [info.name for info in await self._services.models.list()]
+        models = [info.name for info in await self._services.models.list(caller)]
         last = choices[-1][1] if choices else None
-        return gr.Dropdown(choices, value=last), gr.Dropdown(models, value=await self._services.models.default_name())
+        first = await self._services.models.first_choice(caller)
+        return gr.Dropdown(choices, value=last), gr.Dropdown(models, value=first)
 
     @stream
     async def _ask(

@@ -22,9 +22,9 @@ router = APIRouter(prefix=ADAPTERS_PATH, tags=["models"], dependencies=[Depends(
 
 
 @router.get("")
-async def list_adapters(services: ServicesDep) -> AdapterList:
+async def list_adapters(services: ServicesDep, caller: CallerDep) -> AdapterList:
     """Every version of every adapter with its certificate."""
-    return AdapterList(adapters=[AdapterPublic.of(version) for version in await services.adapters.list()])
+    return AdapterList(adapters=[AdapterPublic.of(version) for version in await services.adapters.list(caller)])
 
 
 @router.post("", status_code=201, openapi_extra=IMPORT_FORM)
@@ -39,9 +39,9 @@ async def import_adapter(request: Request, services: ServicesDep, caller: Caller
 
 
 @router.get("/{reference}")
-async def get_adapter(reference: str, services: ServicesDep) -> AdapterPublic:
+async def get_adapter(reference: str, services: ServicesDep, caller: CallerDep) -> AdapterPublic:
     """One version; model:adapter is its newest."""
-    return AdapterPublic.of(await services.adapters.find(reference))
+    return AdapterPublic.of(await services.adapters.find(caller, reference))
 
 
 @router.post("/{reference}/export", response_class=FileResponse)

@@ -57,7 +57,7 @@ class _Started:
 
 async def _start(body: ChatRequest, services: Services, caller: Caller) -> _Started:
     if body.session_id is None:
-        served = await services.models.serving(body.model)
+        served = await services.models.serving(caller, body.model)
         stream = await services.chat.reply(caller, served.name, body.to_messages(), body.sampling_params())
         return _Started(stream, stream.accepted.request_id, served.name)
     said = await services.chat.say(caller, body.session_turn())

@@ -88,10 +88,10 @@ class ChatConnection:
         await asyncio.gather(*self._listening, return_exceptions=True)
 
     async def _answer(self, frame: ClientFrame, caller: Caller) -> None:
-        await self._services.keys.require_active(caller.key_id)  # a connection may well outlive its key
+        await self._services.credentials.require_active(caller)  # a connection may well outlive its key
         match frame:
             case AuthFrame():
-                if await self._services.keys.any_exist():
+                if await self._services.credentials.needed():
                     await caller_with_key(self._services, frame.key)
                 await self._socket.send("ready")
             case ChatFrame() | RegenerateFrame() | ResumeFrame():

@@ -1,18 +1,17 @@
-"""Who the caller is; and for admins the API keys: make, list and revoke them."""
-
-from typing import Final
+"""Who the caller is; and for admins the API keys: make, list, change and revoke them."""
 
 from fastapi import APIRouter, Depends, Request
 
-from mini_claude.errors import Forbidden
-from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, AdminDep, CallerDep, ServicesDep, caller_of
-from mini_claude.web.origins import is_local_client
-from mini_claude.web.schemas.keys import KeyCreate, KeyList, KeyMade, KeyPublic, LimitPublic, Me
-
-FIRST_KEY_SENTENCE: Final = (
-    "The first key closes the server to all who have none, so it is made on the server's own machine: "
-    "`mini-claude keys create NAME`."
+from mini_claude.web.deps import (
+    ADMIN_ONLY,
+    ADMIN_RESPONSES,
+    AdminDep,
+    CallerDep,
+    ServicesDep,
+    caller_of,
+    require_own_machine,
 )
+from mini_claude.web.schemas.keys import KeyChange, KeyCreate, KeyList, KeyMade, KeyPublic, LimitPublic, Me
 
 me_router = APIRouter(prefix="/api/v1/me", tags=["keys"], dependencies=[Depends(caller_of)])
 router = APIRouter(prefix="/api/v1/keys", tags=["keys"], dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
@@ -20,12 +19,15 @@ router = APIRouter(prefix="/api/v1/keys", tags=["keys"], dependencies=[ADMIN_ONL
 
 @me_router.get("")
 async def who_am_i(services: ServicesDep, caller: CallerDep) -> Me:
-    """What the key that was sent may do, until when, and what is left of its limits."""
-    limits = [LimitPublic.of(state) for state in await services.limits.states(caller)]
-    if caller.key_id is None:
-        return Me(role=caller.role, key_id=None, key_name=None, expires_at=None, limits=limits)
-    key = await services.keys.get(caller.key_id)
-    return Me(role=key.role, key_id=key.id, key_name=key.name, expires_at=key.expires_at, limits=limits)
+    """Whose key or token was sent, what they may do, until when, and what is left of their limits."""
+    me = Me(role=caller.role, limits=[LimitPublic.of(state) for state in await services.limits.states(caller)])
+    if caller.token is not None:
+        user = await services.users.get(caller.owner)
+        return me.model_copy(update={"user_id": user.id, "user_name": user.name, "expires_at": caller.token.expires_at})
+    if caller.key_id is not None:
+        key = await services.keys.get(caller.key_id)
+        return me.model_copy(update={"key_id": key.id, "key_name": key.name, "expires_at": key.expires_at})
+    return me
 
 
 @router.get("")
@@ -37,10 +39,16 @@ async def list_keys(services: ServicesDep) -> KeyList:
 @router.post("", status_code=201)
 async def create_key(body: KeyCreate, request: Request, services: ServicesDep, caller: AdminDep) -> KeyMade:
     """Make a key; this answer alone holds it. From the first key on, every request needs one. For admins."""
-    if caller.key_id is None and not is_local_client(request.scope):
-        raise Forbidden(FIRST_KEY_SENTENCE, code="first_key_is_local")
+    require_own_machine(request, caller)
     key, plain = await services.keys.create(body.name, body.role, body.expires_at, body.to_limits())
     return KeyMade.of(key, key=plain)
+
+
+@router.patch("/{key_id}", responses={404: {"description": "There is no such key."}})
+async def change_key(key_id: str, body: KeyChange, services: ServicesDep) -> KeyPublic:
+    """Change the limits that are given, from the key's next request on. For admins."""
+    key = await services.keys.get(key_id)
+    return KeyPublic.of(await services.keys.set_limits(key_id, body.changed(key.limits)))
 
 
 @router.delete("/{key_id}", status_code=204, responses={404: {"description": "There is no such key."}})

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Depends
 
 from mini_claude.types import ModelInfo
-from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, ServicesDep, caller_of
+from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, CallerDep, ServicesDep, caller_of
 from mini_claude.web.schemas.models import DefaultModelChange, DefaultModelPublic, ModelList, ModelLoad, ModelUnload
 
 MAX_HISTORY = 20
@@ -14,9 +14,9 @@ default_router = APIRouter(prefix="/api/v1/default-model", tags=["models"], depe
 
 
 @router.get("")
-async def list_models(services: ServicesDep) -> ModelList:
-    """Every model with its state and, when loaded, its memory."""
-    return ModelList(default=await services.models.default_name(), models=list(await services.models.list()))
+async def list_models(services: ServicesDep, caller: CallerDep) -> ModelList:
+    """Every model that the caller may use, with its state and, when loaded, its memory."""
+    return ModelList(default=await services.models.default_name(), models=list(await services.models.list(caller)))
 
 
 @router.post("/load", dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
@@ -26,10 +26,10 @@ async def load_model(body: ModelLoad, services: ServicesDep) -> ModelInfo:
 
 
 @router.post("/unload", dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
-async def unload_model(body: ModelUnload, services: ServicesDep) -> ModelInfo:
+async def unload_model(body: ModelUnload, services: ServicesDep, caller: CallerDep) -> ModelInfo:
     """End a model's process after its running replies; its memory is free when this returns. For admins."""
     await services.models.unload(body.model)
-    return await services.models.get(body.model)
+    return await services.models.get(caller, body.model)
 
 
 @default_router.get("")
@@ -51,6 +51,6 @@ async def set_default(body: DefaultModelChange, services: ServicesDep) -> Defaul
 
 
 @router.get("/{name}")
-async def get_model(name: str, services: ServicesDep) -> ModelInfo:
+async def get_model(name: str, services: ServicesDep, caller: CallerDep) -> ModelInfo:
     """One model."""
-    return await services.models.get(name)
+    return await services.models.get(caller, name)

@@ -41,7 +41,7 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
     """Answer a conversation."""
-    served = await services.models.serving(body.model)
+    served = await services.models.serving(caller, body.model)
     messages = body.to_messages()
 
     def choice(index: int) -> Start:
@@ -58,7 +58,7 @@ async def create_completion(
     body: CompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
     """Continue a text."""
-    served = await services.models.serving(body.model)
+    served = await services.models.serving(caller, body.model)
     num_choices = body.n or 1
 
     def choice(index: int) -> Start:
@@ -105,15 +105,15 @@ async def _respond(request: Request, services: Services, caller: Caller, body: O
 
 
 @router.get("/models")
-async def list_models(services: ServicesDep) -> dict[str, Any]:
-    """Every model that a request may name; one that is not loaded is loaded by its first request."""
-    return {"object": "list", "data": [_model(info) for info in await services.models.list()]}
+async def list_models(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """Every model that the caller's requests may name; one that is not loaded is loaded by its first request."""
+    return {"object": "list", "data": [_model(info) for info in await services.models.list(caller)]}
 
 
 @router.get("/models/{model:path}")
-async def retrieve_model(model: str, services: ServicesDep) -> dict[str, Any]:
+async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """One model."""
-    return _model(await services.models.get(model))
+    return _model(await services.models.get(caller, model))
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

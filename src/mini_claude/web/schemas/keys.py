@@ -1,14 +1,13 @@
 """API keys as the native API takes and shows them; a key itself is in one answer only, the one that made it."""
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mini_claude.data.records import ApiKey, KeyRole, KeyState, Limits
-from mini_claude.services.keys import MAX_LIMIT
-from mini_claude.services.limits import LimitState
+from mini_claude.data.records import NO_LIMITS, ApiKey, KeyRole, KeyState, Limits
+from mini_claude.services.limits import MAX_LIMIT, LimitState
 from mini_claude.web.schemas.sampling import WireModel
 
 _LISTED: Final[dict[str, Any]] = {
@@ -33,6 +32,7 @@ _STATE: Final[dict[str, Any]] = {
     "reset_seconds": 12.5,
 }
 _OWN: Final = "null: what the server's settings say; 0: no limit."
+_LIMIT_NAMES: Final = frozenset(field.name for field in fields(Limits))
 Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
 
 
@@ -52,8 +52,8 @@ class LimitPublic(BaseModel):
         return cls(name=state.name, limit=state.limit, remaining=state.remaining, reset_seconds=state.reset_seconds)
 
 
-class KeyLimits(WireModel):
-    """A key's own limits."""
+class OwnLimits(WireModel):
+    """Limits of a key's or a user's own."""
 
     requests_per_minute: Limit | None = Field(None, description=f"Requests for replies. {_OWN}")
     requests_per_day: Limit | None = Field(None, description=f"Requests for replies in 24 hours. {_OWN}")
@@ -61,9 +61,27 @@ class KeyLimits(WireModel):
     tokens_per_day: Limit | None = Field(None, description=f"Of prompts and replies together, in 24 hours. {_OWN}")
     concurrent_replies: Limit | None = Field(None, description=f"Replies that are written at once. {_OWN}")
 
+    @staticmethod
+    def fields_of(limits: Limits) -> dict[str, int | None]:
+        """These fields' values."""
+        return asdict(limits)
+
+    def to_limits(self) -> Limits:
+        """The limits alone."""
+        return self.changed(NO_LIMITS)
+
+    @property
+    def changes_limits(self) -> bool:
+        """Whether any of them was given."""
+        return bool(self.model_fields_set & _LIMIT_NAMES)
+
+    def changed(self, before: Limits) -> Limits:
+        """The limits from before with those that were given in their places."""
+        return replace(before, **{name: getattr(self, name) for name in self.model_fields_set & _LIMIT_NAMES})
+
 
 class Me(BaseModel):
-    """Who is calling, and within which limits; the local caller of a server without keys has a role and limits only."""
+    """Who is calling, and within which limits: by a key, as a user, or neither, who has a role and limits only."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -72,22 +90,25 @@ class Me(BaseModel):
                     "role": "user",
                     "key_id": _LISTED["id"],
                     "key_name": "laptop",
+                    "user_id": None,
+                    "user_name": None,
                     "expires_at": _LISTED["expires_at"],
                     "limits": [_STATE],
                 },
-                {"role": "admin", "key_id": None, "key_name": None, "expires_at": None, "limits": []},
             ]
         }
     )
 
     role: KeyRole = Field(description="admin: may manage the server for everybody.")
-    key_id: str | None
-    key_name: str | None
-    expires_at: float | None = Field(description="Unix time; null: never.")
+    key_id: str | None = None
+    key_name: str | None = None
+    user_id: str | None = None
+    user_name: str | None = None
+    expires_at: float | None = Field(None, description="Of the key or token, Unix time; null: never.")
     limits: list[LimitPublic] = Field(description="Those that hold, the settings' among them; empty: there are none.")
 
 
-class KeyCreate(KeyLimits):
+class KeyCreate(OwnLimits):
     """Body of POST /api/v1/keys."""
 
     model_config = ConfigDict(
@@ -103,18 +124,14 @@ class KeyCreate(KeyLimits):
     role: KeyRole | None = Field(None, description="null: user, and of the first key admin.")
     expires_at: float | None = Field(None, description="Unix time, at most 100 years from now; null: never.")
 
-    def to_limits(self) -> Limits:
-        """The limits alone."""
-        return Limits(
-            requests_per_minute=self.requests_per_minute,
-            requests_per_day=self.requests_per_day,
-            tokens_per_minute=self.tokens_per_minute,
-            tokens_per_day=self.tokens_per_day,
-            concurrent_replies=self.concurrent_replies,
-        )
+
+class KeyChange(OwnLimits):
+    """Body of PATCH /api/v1/keys/{key_id}. What is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"requests_per_minute": 20}, {"tokens_per_day": None}]})
 
 
-class KeyPublic(KeyLimits):
+class KeyPublic(OwnLimits):
     """A key without its text; `prefix` is how that begins."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_LISTED]})
@@ -140,7 +157,7 @@ class KeyPublic(KeyLimits):
             created_at=record.created_at,
             expires_at=record.expires_at,
             revoked_at=record.revoked_at,
-            **asdict(record.limits),
+            **cls.fields_of(record.limits),
             **more,
         )
 

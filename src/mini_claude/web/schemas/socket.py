@@ -9,10 +9,10 @@ from mini_claude.web.schemas.sampling import Id, ModelName, SamplingFields, Wire
 
 
 class AuthFrame(WireModel):
-    """The key, as the first frame of a client that could not send it in a header."""
+    """The key or token, as the first frame of a client that could not send it in a header."""
 
     type: Literal["auth"]
-    key: Annotated[str, Field(max_length=256)]
+    key: Annotated[str, Field(max_length=1024)]
 
 
 class _TurnFrame(SamplingFields):
