@@ -12,8 +12,10 @@ import pytest
 import transformers
 from pydantic import SecretStr
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from mini_claude.data.jobs import JobRepository
+from mini_claude.web.routes import training_socket
 from mini_claude.web.schemas.training import LoraFields, TrainingFields
 
 from .conftest import OpenSite, Site, served
@@ -186,3 +188,36 @@ async def test_the_socket_replays_from_any_number_and_then_follows(file_site: Si
             assert json.loads(await second.recv()) == {"type": "end", "state": "completed"}
         async with connect(f"ws://{address.rpartition('/')[2]}/ws/training/nothing") as nobody:
             assert json.loads(await nobody.recv())["code"] == "job_not_found"
+
+
+@pytest.mark.parametrize("noticed", ["while nothing happens", "by the next event"])
+@pytest.mark.parametrize("end", ["revoked key", "expired key", "signed out", "disabled user"])
+async def test_a_watcher_whose_key_or_token_ends_is_sent_away_as_from_the_chat(
+    file_site: Site, monkeypatch: pytest.MonkeyPatch, end: str, noticed: str
+) -> None:
+    monkeypatch.setattr(training_socket, "WATCH_SECONDS", 0.02 if noticed == "while nothing happens" else 1000.0)
+    text = await (file_site.key() if end.endswith("key") else file_site.token("ada"))
+    bearer = f"Bearer {text}"
+    services, jobs = file_site.services, JobRepository(file_site.services.database)
+    async with file_site.client(authorization=bearer) as client, served(file_site) as address:
+        await upload(client)
+        url = f"ws://{address.rpartition('/')[2]}/ws/training/{await submit(client)}"
+        async with connect(url, additional_headers={"authorization": bearer}) as socket, asyncio.timeout(10):
+            assert json.loads(await socket.recv())["number"] == 1
+            caller = await services.credentials.caller(text)
+            if end == "revoked key":
+                await services.keys.revoke(caller.owner)
+            elif end == "expired key":
+                await file_site.end(text)
+            elif end == "signed out":
+                assert caller.token is not None
+                await services.logins.logout(caller.token)
+            else:
+                await services.users.disable(caller.owner)
+            if noticed == "by the next event":
+                assert jobs.claim(1) is not None
+            assert json.loads(await socket.recv())["code"] == "invalid_api_key"
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
