@@ -11,7 +11,7 @@ from mini_claude.errors import ModelLoadError
 from mini_claude.models import native_llama_cpp
 from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, compiling_pays, native_library
 
-HERE = {"version": "1", "kernel": "q8", "machine": "x86_64", "flags": ["avx2", "avx512_vnni"]}
+HERE = {"version": "1", "kernels": "new", "machine": "x86_64", "flags": ["avx2", "avx512_vnni"]}
 BUILD = """
 cmake_minimum_required(VERSION 3.14)
 project(llama C)
@@ -47,7 +47,7 @@ def test_it_is_used_where_the_processor_has_all_that_it_was_made_for(folder: Pat
 
 
 @pytest.mark.parametrize(
-    "other", [{"version": "2"}, {"kernel": "q4"}, {"machine": "arm64"}, {"flags": ["avx2", "amx_int8"]}]
+    "other", [{"version": "2"}, {"kernels": "old"}, {"machine": "arm64"}, {"flags": ["avx2", "amx_int8"]}]
 )
 def test_it_is_not_used_on_another_processor_nor_with_another_version(folder: Path, other: dict[str, Any]) -> None:
     made(folder, **other)

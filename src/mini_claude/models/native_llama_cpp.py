@@ -3,7 +3,7 @@
 The package's library has to run everywhere, so it knows no instructions that are newer than AVX2. Multiplying
 matrices of 8-bit numbers, which is what reading a prompt and answering many at once are made of, has instructions of
 its own on newer processors (AVX-512 VNNI, AVX-VNNI, AMX). The source is that of the package, version for version, and
-one kernel of ours is compiled into it: `kernels/vnni_matmul.h`.
+kernels of ours are compiled into it (`kernels/`).
 """
 
 import hashlib
@@ -31,14 +31,13 @@ _RECORD: Final = "made-for.json"
 _SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
-_KERNEL: Final = _KERNELS / "vnni_matmul.h"
-_REPACK: Final = "ggml/src/ggml-cpu/repack.cpp"  # where llama.cpp chooses a layout for a matrix and multiplies it
-_INSERTIONS: Final = (  # before which lines of that file what is put
-    ('#include "repack.h"\n', "#include <vector>\n"),
-    ("class tensor_traits_base : public ggml::cpu::tensor_traits {\n", '#include "vnni_matmul.h"\n'),
+_INSERTIONS: Final = (  # into which file, before which line, what is put
+    ("repack.cpp", '#include "repack.h"\n', '#include "vec.h"\n\n#include <vector>\n'),
+    ("repack.cpp", "class tensor_traits_base : public ggml::cpu::tensor_traits {\n", '#include "vnni_matmul.h"\n'),
     (
+        "repack.cpp",
         "    // instance for Q1_0\n",
-        """#if defined(MINI_CLAUDE_VNNI)
+        """#if defined(MINI_CLAUDE_KERNELS)
     static const ggml::cpu::repack::tensor_traits<block_q8_0, 8, 16, GGML_TYPE_Q8_0> vnni_q8_0;
     static const ggml::cpu::repack::tensor_traits<block_q4_0, 8, 16, GGML_TYPE_Q8_0> vnni_q4_0;
     if (cur->type == GGML_TYPE_Q8_0 && cur->ne[1] % 16 == 0) {
@@ -47,6 +46,18 @@ _INSERTIONS: Final = (  # before which lines of that file what is put
     if (cur->type == GGML_TYPE_Q4_0 && cur->ne[1] % 16 == 0) {
         return &vnni_q4_0;
     }
+#endif
+""",
+    ),
+    ("ops.cpp", '#include "ops.h"\n', "#include <vector>\n"),
+    ("ops.cpp", "void ggml_compute_forward_flash_attn_ext(\n", '#include "attention.h"\n\n'),
+    (
+        "ops.cpp",
+        "                ggml_compute_forward_flash_attn_ext_f16(params, dst);\n",
+        """#if defined(MINI_CLAUDE_KERNELS)
+                if (mini_claude::attention(params, dst)) {
+                    break;
+                }
 #endif
 """,
     ),
@@ -60,7 +71,7 @@ def native_library(folder: Path = NATIVE_FOLDER) -> Path | None:
     except FileNotFoundError:
         return None
     here = _made_for()
-    same = all(made_for.get(name) == here[name] for name in ("version", "kernel", "machine"))
+    same = all(made_for.get(name) == here[name] for name in ("version", "kernels", "machine"))
     return folder / LIBRARY if same and set(made_for["flags"]) <= set(here["flags"]) else None
 
 
@@ -97,7 +108,7 @@ def compile_source(source: Path, folder: Path) -> Path:
     if cmake is None:
         raise NotFound("cmake is not installed: pip install cmake", code="no_cmake")
     build, made = source / "build", folder.with_name(f"{folder.name}.new")
-    add_kernel(source)
+    add_kernels(source)
     off = [f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF]
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_NATIVE=ON", "-DGGML_METAL=OFF", *off]
     options.append(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={_KERNELS / 'faster_build.cmake'}")
@@ -119,22 +130,23 @@ def compile_source(source: Path, folder: Path) -> Path:
     return folder / LIBRARY
 
 
-def add_kernel(source: Path) -> None:
-    """Let llama.cpp multiply Q8_0 and Q4_0 by our kernel where the processor has the instructions for it.
+def add_kernels(source: Path) -> None:
+    """Let llama.cpp compute by our kernels where the processor has the instructions for them.
 
-    A source that has changed where it would go in is compiled as it is.
+    A source that has changed where they would go in is compiled as it is.
     """
-    file = source / _REPACK
-    text = file.read_text() if file.exists() else ""
-    if any(text.count(line) != 1 for line, _ in _INSERTIONS):
-        log.warning(
-            "llama_cpp.compiled_without_kernel", reason="its source is another one than the kernel was made for"
-        )
+    folder = source / "ggml/src/ggml-cpu"
+    files = {file: folder / file for file, _, _ in _INSERTIONS}
+    texts = {file: path.read_text() if path.exists() else "" for file, path in files.items()}
+    if any(texts[file].count(line) != 1 for file, line, _ in _INSERTIONS):
+        log.warning("llama_cpp.compiled_without_kernels", reason="its source is another one than they were made for")
         return
-    for line, inserted in _INSERTIONS:
-        text = text.replace(line, inserted + line)
-    file.write_text(text)
-    shutil.copy2(_KERNEL, file.parent)
+    for file, line, inserted in _INSERTIONS:
+        texts[file] = texts[file].replace(line, inserted + line)
+    for file, path in files.items():
+        path.write_text(texts[file])
+    for header in _KERNELS.glob("*.h"):
+        shutil.copy2(header, folder)
 
 
 def _made_for() -> dict[str, Any]:
@@ -143,8 +155,8 @@ def _made_for() -> dict[str, Any]:
         package = version(PACKAGE)
     except PackageNotFoundError as error:
         raise ModelLoadError(f"The Python package {PACKAGE} is not installed; install it first.") from error
-    kernel = hashlib.sha256(_KERNEL.read_bytes()).hexdigest()
-    return {"version": package, "kernel": kernel, "machine": platform.machine(), "flags": processor_flags()}
+    kernels = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_KERNELS.iterdir()))).hexdigest()
+    return {"version": package, "kernels": kernels, "machine": platform.machine(), "flags": processor_flags()}
 
 
 def processor_flags() -> list[str]:

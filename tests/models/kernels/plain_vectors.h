@@ -54,7 +54,7 @@ static inline Floats to_floats(Ints x) {
     }
     return y;
 }
-static inline Floats load_scales(const ggml_half * p) {
+static inline Floats load_halves(const ggml_fp16_t * p) {
     Floats x;
     for (int lane = 0; lane < 8; lane++) {
         x.of[lane] = GGML_CPU_FP16_TO_FP32(p[lane]);
@@ -74,3 +74,45 @@ static inline Floats multiply_add(Floats a, Floats b, Floats c) {
     return c;
 }
 static inline void store(float * p, Floats x) { memcpy(p, x.of, sizeof(x.of)); }
+static inline Floats load_floats(const float * p) {
+    Floats x;
+    memcpy(x.of, p, sizeof(x.of));
+    return x;
+}
+static inline Floats add(Floats a, Floats b) {
+    for (int lane = 0; lane < 8; lane++) {
+        a.of[lane] += b.of[lane];
+    }
+    return a;
+}
+static inline Floats larger(Floats a, Floats b) {
+    for (int lane = 0; lane < 8; lane++) {
+        a.of[lane] = std::fmax(a.of[lane], b.of[lane]);
+    }
+    return a;
+}
+static inline Floats exponential(Floats x) {
+    for (float & each : x.of) {
+        each = std::exp(each);
+    }
+    return x;
+}
+static inline float sum_of(Floats x) {
+    float sum = 0.0f;
+    for (float each : x.of) {
+        sum += each;
+    }
+    return sum;
+}
+static inline float largest_of(Floats x) {
+    float largest = -INFINITY;
+    for (float each : x.of) {
+        largest = std::fmax(largest, each);
+    }
+    return largest;
+}
+static inline void store_four_sums(float * p, const Floats * x) {
+    for (int i = 0; i < 4; i++) {
+        p[i] = sum_of(x[i]);
+    }
+}

@@ -15,8 +15,9 @@
 //
 // Interface (gemm, gemv, repack) and the layout of the activations are those of the file that includes this one.
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || defined(MINI_CLAUDE_VECTORS)
-#define MINI_CLAUDE_VNNI 1
+#include "vectors.h"
+
+#if defined(MINI_CLAUDE_KERNELS)
 
 namespace mini_claude {
 
@@ -25,46 +26,6 @@ constexpr int WIDTH_OF_BLOCK = QK8_0;                         // 32 weights of a
 constexpr int WIDTH_OF_STEP = 4;                              // weights of a row that one instruction takes
 constexpr int STEPS_OF_BLOCK = WIDTH_OF_BLOCK / WIDTH_OF_STEP;
 constexpr int BYTES_OF_STEP = ROWS_OF_GROUP * WIDTH_OF_STEP;  // 64, unpacked
-
-#if defined(MINI_CLAUDE_VECTORS)  // a test brings vectors of its own, for processors without VNNI
-#include MINI_CLAUDE_VECTORS
-#elif defined(__AVX512VNNI__)
-using Ints = __m512i;
-using Floats = __m512;
-static inline Ints load(const uint8_t * p) { return _mm512_loadu_si512((const void *) p); }
-static inline Ints low_nibbles(Ints x) { return _mm512_and_si512(x, _mm512_set1_epi8(0x0f)); }
-static inline Ints high_nibbles(Ints x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
-static inline Ints repeat(int32_t x) { return _mm512_set1_epi32(x); }
-static inline Floats repeat(float x) { return _mm512_set1_ps(x); }
-static inline Ints add_products(Ints sum, Ints weights, Ints tokens) {
-    return _mm512_dpbusd_epi32(sum, weights, tokens);
-}
-static inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
-static inline Floats load_scales(const ggml_half * p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p));
-}
-static inline Floats multiply(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
-static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
-static inline void store(float * p, Floats x) { _mm512_storeu_ps(p, x); }
-#else
-using Ints = __m256i;
-using Floats = __m256;
-static inline Ints load(const uint8_t * p) { return _mm256_loadu_si256((const __m256i *) p); }
-static inline Ints low_nibbles(Ints x) { return _mm256_and_si256(x, _mm256_set1_epi8(0x0f)); }
-static inline Ints high_nibbles(Ints x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
-static inline Ints repeat(int32_t x) { return _mm256_set1_epi32(x); }
-static inline Floats repeat(float x) { return _mm256_set1_ps(x); }
-static inline Ints add_products(Ints sum, Ints weights, Ints tokens) {
-    return _mm256_dpbusd_avx_epi32(sum, weights, tokens);
-}
-static inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
-static inline Floats load_scales(const ggml_half * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
-static inline Floats multiply(Floats a, Floats b) { return _mm256_mul_ps(a, b); }
-static inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-static inline void store(float * p, Floats x) { _mm256_storeu_ps(p, x); }
-#endif
-
-constexpr int LANES = sizeof(Floats) / sizeof(float);
 
 // Weights of 8 bits, -128 to 127: a byte each.
 struct EightBits {
@@ -109,7 +70,7 @@ struct SingleToken {
     static constexpr int NUM = 1;
     const block_q8_0 * blocks;
 
-    ggml_half scale(int, int i) const { return blocks[i].d; }
+    ggml_fp16_t scale(int, int i) const { return blocks[i].d; }
     const int8_t * step(int, int i, int k) const { return blocks[i].qs + WIDTH_OF_STEP * k; }
 };
 
@@ -118,7 +79,7 @@ struct InterleavedTokens {
     static constexpr int NUM = 4;
     const block_q8_0x4 * blocks;
 
-    ggml_half scale(int token, int i) const { return blocks[i].d[token]; }
+    ggml_fp16_t scale(int token, int i) const { return blocks[i].d[token]; }
     const int8_t * step(int token, int i, int k) const {
         return blocks[i].qs + (k / 2) * 32 + token * 8 + (k % 2) * WIDTH_OF_STEP;
     }
@@ -147,7 +108,7 @@ template <typename Tokens> static void prepare(const Tokens & tokens, int num_bl
 // its scales at `scales[v]`, its results are stored at `out + v * LANES`, `stride` floats from token to token.
 template <typename Weights, typename Tokens, int VECTORS>
 static inline void tile(const Tokens & tokens, const BlockOfToken * prepared, int num_blocks,
-                        const uint8_t * const * weights, const ggml_half * const * scales, float * out, size_t stride) {
+                        const uint8_t * const * weights, const ggml_fp16_t * const * scales, float * out, size_t stride) {
     Floats result[Tokens::NUM][VECTORS];
     for (int t = 0; t < Tokens::NUM; t++) {
         for (int v = 0; v < VECTORS; v++) {
@@ -176,7 +137,7 @@ static inline void tile(const Tokens & tokens, const BlockOfToken * prepared, in
             }
         }
         for (int v = 0; v < VECTORS; v++) {
-            const Floats scale = load_scales(scales[v] + i * ROWS_OF_GROUP);
+            const Floats scale = load_halves(scales[v] + i * ROWS_OF_GROUP);
             for (int t = 0; t < Tokens::NUM; t++) {
                 const Floats both = multiply(scale, repeat(block[t].scale));
                 result[t][v] = multiply_add(to_floats(sum[t][v]), both, result[t][v]);
@@ -205,12 +166,12 @@ static void multiply_all(const Tokens * sets, int num_sets, int num_blocks, cons
     for (int row = 0; row < num_rows; row += VECTORS * LANES) {
         const int num_vectors = MIN(VECTORS, (num_rows - row) / LANES);
         const uint8_t * of_weights[VECTORS];
-        const ggml_half * of_scales[VECTORS];
+        const ggml_fp16_t * of_scales[VECTORS];
         for (int v = 0; v < num_vectors; v++) {
             const int first = row + v * LANES;
             const uint8_t * group = (const uint8_t *) weights + (first / ROWS_OF_GROUP) * bytes_of_group;
             of_weights[v] = group + (first % ROWS_OF_GROUP) * WIDTH_OF_STEP;
-            of_scales[v] = (const ggml_half *) (group + num_blocks * Weights::BYTES_OF_BLOCK) + first % ROWS_OF_GROUP;
+            of_scales[v] = (const ggml_fp16_t *) (group + num_blocks * Weights::BYTES_OF_BLOCK) + first % ROWS_OF_GROUP;
         }
         for (int s = 0; s < num_sets; s++) {
             const BlockOfToken * of_tokens = prepared.data() + (size_t) s * num_blocks * Tokens::NUM;
@@ -226,14 +187,14 @@ static void multiply_all(const Tokens * sets, int num_sets, int num_blocks, cons
 
 template <typename Weights> static int lay_out(struct ggml_tensor * t, const void * data, size_t data_size) {
     using Block = typename Weights::Block;
-    static_assert(ROWS_OF_GROUP * (sizeof(Block) - sizeof(ggml_half)) == Weights::BYTES_OF_BLOCK, "padding");
+    static_assert(ROWS_OF_GROUP * (sizeof(Block) - sizeof(ggml_fp16_t)) == Weights::BYTES_OF_BLOCK, "padding");
     GGML_ASSERT(t->ne[1] % ROWS_OF_GROUP == 0 && data_size == ggml_nbytes(t));
     const int64_t num_blocks = t->ne[0] / WIDTH_OF_BLOCK;
     const int64_t num_groups = ggml_nrows(t) / ROWS_OF_GROUP;
     const Block * from = (const Block *) data;
     uint8_t * to = (uint8_t *) t->data;
     for (int64_t g = 0; g < num_groups; g++) {
-        ggml_half * scales = (ggml_half *) (to + num_blocks * Weights::BYTES_OF_BLOCK);
+        ggml_fp16_t * scales = (ggml_fp16_t *) (to + num_blocks * Weights::BYTES_OF_BLOCK);
         for (int64_t i = 0; i < num_blocks; i++) {
             for (int row = 0; row < ROWS_OF_GROUP; row++) {
                 const Block & block = from[row * num_blocks + i];
@@ -269,7 +230,7 @@ template <typename Weights> static void one_token(int n, float * s, const void *
 
 }  // namespace mini_claude
 
-#define MINI_CLAUDE_KERNELS(BLOCK, WEIGHTS) \
+#define MINI_CLAUDE_INSTANCE(BLOCK, WEIGHTS) \
     template <> int repack<BLOCK, 8, 16>(struct ggml_tensor * t, const void * data, size_t data_size) { \
         return mini_claude::lay_out<mini_claude::WEIGHTS>(t, data, data_size); \
     } \
@@ -283,8 +244,8 @@ template <typename Weights> static void one_token(int n, float * s, const void *
         mini_claude::one_token<mini_claude::WEIGHTS>(n, s, vx, vy, nc); \
     }
 
-MINI_CLAUDE_KERNELS(block_q8_0, EightBits)
-MINI_CLAUDE_KERNELS(block_q4_0, FourBits)
-#undef MINI_CLAUDE_KERNELS
+MINI_CLAUDE_INSTANCE(block_q8_0, EightBits)
+MINI_CLAUDE_INSTANCE(block_q4_0, FourBits)
+#undef MINI_CLAUDE_INSTANCE
 
 #endif
