@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -190,10 +190,9 @@ class Settings(BaseSettings):
         Raises `InvalidRequest` for a file that cannot be read.
         """
         del dotenv_settings, file_secret_settings
-        named = os.environ.get(CONFIG_FILE_VARIABLE)
-        file = Path(named or "mini-claude.toml")
-        if named and not file.is_file():
-            raise InvalidRequest(f"{CONFIG_FILE_VARIABLE} names the settings file {named}, which does not exist.")
+        file = config_file()
+        if os.environ.get(CONFIG_FILE_VARIABLE) and not file.is_file():
+            raise InvalidRequest(f"{CONFIG_FILE_VARIABLE} names the settings file {file}, which does not exist.")
         try:
             toml = TomlConfigSettingsSource(settings_cls, file)
         except (OSError, ValueError) as error:
@@ -267,3 +266,20 @@ class Settings(BaseSettings):
             max_waiting=self.max_waiting,
             num_threads=self.num_threads,
         )
+
+
+def config_file() -> Path:
+    """The settings file, which need not exist."""
+    return Path(os.environ.get(CONFIG_FILE_VARIABLE) or "mini-claude.toml")
+
+
+def settings_problem(error: ValidationError) -> str:
+    """Which settings are wrong, and what each means, in one line."""
+    return "A setting is wrong. " + " ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]) if location else ""
+    field = Settings.model_fields.get(name)
+    meaning = f"; it means: {field.description}" if field is not None else ": there is no such setting."
+    return f"{name} (MINI_CLAUDE_{name.upper()} or mini-claude.toml): {message}{meaning}"
