@@ -2,7 +2,9 @@
 
 import errno
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -57,6 +59,7 @@ def serve(
     Console(stderr=True).print(
         f"Mini-Claude listens on http://{address}:{settings.port}  (Ctrl-C ends it)", style="bold", markup=False
     )
+    signal.signal(signal.SIGTERM, _end_well)  # uvicorn raises the signal again when it has ended in order
     uvicorn.run(
         "mini_claude.web.api:app",
         host=settings.host,
@@ -67,6 +70,10 @@ def serve(
         access_log=False,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
+
+
+def _end_well(_signum: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def _check_bind(settings: Settings) -> None:

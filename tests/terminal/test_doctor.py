@@ -1,6 +1,7 @@
 """`mini-claude doctor` on machines that are really broken: each state is made, none is pretended."""
 
 import asyncio
+import importlib.metadata
 import json
 import os
 import shutil
@@ -236,7 +237,7 @@ def test_redis_that_does_not_answer_is_an_error(
 def test_packages_are_there_and_new_enough(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch, requirement: str, level: str
 ) -> None:
-    monkeypatch.setattr(installation.metadata, "requires", lambda _name: [requirement, "unwanted; extra == 'dev'"])
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _name: [requirement, "unwanted; extra == 'dev'"])
     found = check("packages")
     assert found.level == level
     assert level == "ok" or requirement.partition(">")[0] in found.found

@@ -62,6 +62,13 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="At SIGTERM: how long requests are still taken while /api/v1/health says 503, so that a load "
+        "balancer can look. shutdown_seconds begins after it; a second SIGTERM ends it.",
+    )
     linger_seconds: float = Field(
         3.0,
         ge=0,

@@ -72,7 +72,7 @@ def check_server(settings: Settings) -> Finding:
         return Finding("warning", "it runs and wants a key to say more", "set MINI_CLAUDE_API_KEY")
     if answer.is_success:
         return Finding("ok", f"ready, version {health['version']}")
-    parts = {name: health.get(name) for name in ("database", "supervisor", "default_model_state")}
+    parts = {name: health.get(name) for name in ("server", "database", "supervisor", "default_model_state")}
     wrong = ", ".join(f"{name}: {state}" for name, state in parts.items() if state not in ("ok", "ready", None))
     return Finding("warning" if wrong.endswith("loading") else "error", f"not ready: {wrong}", _logs(settings))
 
