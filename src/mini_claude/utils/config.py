@@ -4,6 +4,7 @@ No other file reads the environment. `mini-claude config` prints this table with
 """
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -59,6 +60,10 @@ class Settings(BaseSettings):
     allowed_origins: ListOfNames = Field(
         (),
         description="Web origins (scheme://host:port) that may call from a browser, besides the server's own.",
+    )
+    trusted_proxies: ListOfNames = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses and networks of reverse proxies, whose X-Forwarded-For and -Proto are believed.",
     )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
@@ -170,13 +175,21 @@ class Settings(BaseSettings):
     log_file_count: int = Field(5, ge=1, le=100, description="Rotated log files that are kept.")
 
     @field_validator(
-        *("allowed_hosts", "allowed_origins", "hub_owners"),
+        *("allowed_hosts", "allowed_origins", "trusted_proxies", "hub_owners"),
         *("users_may_use", "users_may_load", "users_may_train"),
         mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:  # "*" would let everybody say that he is on this machine
+            if ip_network(each).prefixlen == 0:
+                raise ValueError(f"{each} is everybody; name the proxy's own address or network")
+        return value
 
     @field_validator("data_dir")
     @classmethod
