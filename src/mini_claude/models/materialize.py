@@ -204,9 +204,10 @@ def _download(name: str, hub_id: str, part: Path, allow_download: bool, hub_owne
 
     try:
         patterns = list(DOWNLOAD_PATTERNS)
-        listing = snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, dry_run=True)
+        listing = snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, dry_run=True)  # nosec B615
         _check_disk(part, sum(file.file_size or 0 for file in listing))
-        snapshot_download(hub_id, allow_patterns=patterns, local_dir=part)
+        commit = listing[0].commit_hash if listing else None  # what was listed is what comes
+        snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, revision=commit)
     except HfHubHTTPError as error:
         raise ModelLoadError(f"The hub refuses {hub_id}: {error}") from error
     except (OSError, ValueError) as error:
