@@ -19,6 +19,7 @@ DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text()
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["mini-claude"]
 NGINX: Final = re.sub(r"#.*", "", (DEPLOY / "nginx.conf").read_text())
 GUIDE: Final = (REPOSITORY / "docs" / "deploy.md").read_text()
+SECURITY: Final = (REPOSITORY / "docs" / "security.md").read_text()
 EVERYTHING: Final = {path.name: path.read_text() for path in (*DEPLOY.iterdir(), REPOSITORY / "docs" / "deploy.md")}
 UNIT_BYTES: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -139,3 +140,16 @@ def test_the_guide_names_files_where_they_are() -> None:
 def test_everybody_is_no_proxy(network: str) -> None:
     with pytest.raises(ValueError, match="trusted_proxies"):
         Settings(trusted_proxies=(network,))
+
+
+def test_controls_and_tests_that_the_security_page_names_are_there() -> None:
+    rows = [line.split("|") for line in SECURITY.splitlines() if line.startswith("| ") and "`" in line]
+    named = [(row[2], row[3]) for row in rows if len(row) == 5]
+    assert len(named) >= 25  # safety's two tables
+    for control, test in named:
+        for path in re.findall(r"`([\w/]+(?:\.py|/))`", control):
+            assert (REPOSITORY / "src" / "mini_claude" / path).exists(), path
+        tests = re.findall(r"`([\w/]+\.py)`", test)
+        assert tests, control
+        for path in tests:
+            assert (REPOSITORY / "tests" / path).is_file(), path
