@@ -96,7 +96,7 @@ def check_llama_cpp(settings: Settings) -> Finding:
         return Finding("warning", "the compiled one fits another version or processor and is not used", "make native")
     if faster := faster_instructions():
         return Finding("ok", "from the package, which knows AVX2 only", f"for more speed ({faster}): make native")
-    return Finding("ok", "from the package, as fast as one compiled here")
+    return Finding("ok", "from the package")
 
 
 def check_gpu(settings: Settings) -> Finding:
