@@ -155,7 +155,7 @@ class Database:
         Writes the file anew, so it may take seconds; writers wait. False: a reader kept the old bytes alive, so try
         again later. Raises `StorageError`. `secure_delete` alone leaves what SQLite had copied between pages before.
         """
-        if self._file is None:
+        if self.file is None:
             return True
         plain = self._engine.execution_options(begin=None)  # SQLite does none of this inside of a transaction
         with self._write_lock, _storage_errors(), plain.connect() as connection:

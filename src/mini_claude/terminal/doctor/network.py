@@ -4,7 +4,7 @@ import errno
 
 import httpx
 
-from mini_claude.data.keys import KeyRepository
+from mini_claude.data.door import DoorRepository
 from mini_claude.errors import MiniClaudeError
 from mini_claude.services.limits import redis_windows
 from mini_claude.terminal.doctor.finding import Finding
@@ -33,16 +33,16 @@ def check_open_door(settings: Settings) -> Finding:
     make = "mini-claude keys create NAME"
     try:
         with existing_database(settings) as database:
-            has_keys = database is not None and KeyRepository(database).any_exist()
+            is_shut = database is not None and DoorRepository(database).is_shut()
     except MiniClaudeError as error:
         return Finding(
-            "error", f"{settings.host} is open to others, and the keys cannot be read: {error.message}", make
+            "error", f"{settings.host} is open to others, and keys and users cannot be read: {error.message}", make
         )
-    if has_keys:
-        return Finding("ok", f"{settings.host} is open to others, and every request needs a key")
+    if is_shut:
+        return Finding("ok", f"{settings.host} is open to others, and every request needs a key or a sign-in")
     if settings.allow_unauthenticated_network:
-        return Finding("warning", f"whoever reaches {settings.host} may do everything: no key exists", make)
-    return Finding("error", f"no key exists, so the server does not start on {settings.host}", make)
+        return Finding("warning", f"whoever reaches {settings.host} may do everything: no key and no user exists", make)
+    return Finding("error", f"no key and no user exists, so the server does not start on {settings.host}", make)
 
 
 def check_shared_limits(settings: Settings) -> Finding:
