@@ -108,7 +108,7 @@ def test_paths_methods_and_bodies_of_clients_add_no_series(server: Server) -> No
     """Ten thousand paths are asked for in tests/web/test_errors.py; here, some reach the text that is scraped."""
     word = secrets.token_hex(8)
     for number in range(NUM_PATHS):
-        method = ("GET", "POST", f"M{number}")[number % 3]
+        method = ("GET", "POST", "PROPFIND")[number % 3]
         server.http.request(method, f"/{word}/{number}?{word}={number}", headers={"x-word": word})
         if number % 10 == 0:
             server.http.get(f"/v1/models/{word}{number}")
