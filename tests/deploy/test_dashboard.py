@@ -117,8 +117,6 @@ def test_paths_methods_and_bodies_of_clients_add_no_series(server: Server) -> No
     until(lambda: sum(requests_served(server).get(each, 0) for each in unmatched) >= NUM_PATHS, 10, "facts are missing")
     served = requests_served(server)
     assert {each for each in served if each[1] == "unmatched"} == unmatched
-    assert {route for _, route in served} <= {
-        "unmatched",
-        *(context.path for context in iter_route_contexts(app.routes)),
-    }
+    templates = {(context.path or "").replace(":path", "") for context in iter_route_contexts(app.routes)}
+    assert {route for _, route in served} <= templates | {"unmatched"}
     assert word not in server.http.get("/api/v1/metrics").text
