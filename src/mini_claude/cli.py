@@ -1,11 +1,10 @@
 """The `mini-claude` command. Each part lives in terminal/; here they are wired, and `serve` starts the server."""
 
-import contextlib
 import errno
-import ipaddress
 import os
-import socket
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -18,8 +17,9 @@ from mini_claude.terminal import adapters, backup, bench, datasets, keys, models
 from mini_claude.terminal.chat import TerminalChat
 from mini_claude.terminal.configuration import print_settings
 from mini_claude.terminal.database import door_is_shut
-from mini_claude.terminal.server import running_server
-from mini_claude.utils.config import NO_KEY_SENTENCE, Settings
+from mini_claude.terminal.doctor.command import doctor
+from mini_claude.terminal.server import bind_error, is_loopback, running_server
+from mini_claude.utils.config import NO_KEY_SENTENCE, Settings, settings_problem
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chat with a small language model of your own.")
 app.add_typer(models.app, name="models")
@@ -34,6 +34,7 @@ app.command()(bench.bench)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command("compile")(native.compile_native)
+app.command()(doctor)
 
 
 @app.command()
@@ -58,6 +59,7 @@ def serve(
     Console(stderr=True).print(
         f"Mini-Claude listens on http://{address}:{settings.port}  (Ctrl-C ends it)", style="bold", markup=False
     )
+    signal.signal(signal.SIGTERM, _end_well)  # uvicorn raises the signal again when it has ended in order
     uvicorn.run(
         "mini_claude.web.api:app",
         host=settings.host,
@@ -66,8 +68,13 @@ def serve(
         reload=reload,
         log_config=None,
         access_log=False,
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
+
+
+def _end_well(_signum: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def _check_bind(settings: Settings) -> None:
@@ -80,7 +87,7 @@ def _check_bind(settings: Settings) -> None:
             f"The data directory {settings.data_dir} cannot be used: {error.strerror}. "
             "Set MINI_CLAUDE_DATA_DIR to a folder that you may write to."
         ) from error
-    is_open = _is_loopback(settings.host) or settings.allow_unauthenticated_network
+    is_open = is_loopback(settings.host) or settings.allow_unauthenticated_network
     if not is_open and not door_is_shut(settings):
         raise Forbidden(f"{settings.host} can be reached from other machines. {NO_KEY_SENTENCE}")
     if settings.workers > 1 and settings.database_in_memory:
@@ -88,25 +95,13 @@ def _check_bind(settings: Settings) -> None:
             "database_url = sqlite:// keeps sessions in the memory of one process, so several workers would each "
             "see others: use one worker, or leave database_url out to use a file."
         )
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise Conflict(
-                    f"Port {settings.port} is in use. Choose another one: mini-claude serve --port {settings.port + 1}"
-                ) from error
-            raise StorageError(f"{settings.host}:{settings.port} cannot be used: {error.strerror}.") from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
+    refused = bind_error(settings)
+    if refused is not None and refused.errno == errno.EADDRINUSE:
+        raise Conflict(
+            f"Port {settings.port} is in use. Choose another one: mini-claude serve --port {settings.port + 1}"
+        ) from refused
+    if refused is not None:
+        raise StorageError(f"{settings.host}:{settings.port} cannot be used: {refused.strerror}.") from refused
 
 
 @app.command()
@@ -136,14 +131,7 @@ def main() -> None:
     except MiniClaudeError as error:
         _die(error.message)
     except ValidationError as error:
-        _die("A setting is wrong. " + " ".join(_problem(item["loc"], item["msg"]) for item in error.errors()))
-
-
-def _problem(location: tuple[int | str, ...], message: str) -> str:
-    name = str(location[0]) if location else ""
-    field = Settings.model_fields.get(name)
-    meaning = f"; it means: {field.description}" if field is not None else ": there is no such setting."
-    return f"{name} (MINI_CLAUDE_{name.upper()} or mini-claude.toml): {message}{meaning}"
+        _die(settings_problem(error))
 
 
 def _die(message: str) -> None:

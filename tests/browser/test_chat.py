@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,6 +52,19 @@ def ask(page: Page, text: str) -> str:
 
 def settings(page: Page) -> None:
     page.click("#settings > button")
+
+
+def test_nothing_that_is_said_on_the_page_is_in_any_log_or_metric(page: Page, server: Server) -> None:
+    word = f"said{secrets.token_hex(8)}"
+    ask(page, f"Repeat this word: {word}")
+    expect(page.locator("#sessions button[aria-current=true]")).to_contain_text(word)
+    page.fill("#session-search textarea, #session-search input", word)
+    expect(page.locator("#sessions button")).to_have_count(1)
+    logs = [path for path in (server.data_dir / "logs").iterdir() if path.is_file()]
+    assert {"api-0.log", "page-0.log", "supervisor-0.log"} <= {path.name for path in logs}
+    for path in (*logs, server.data_dir / "test-server.log"):
+        assert word not in path.read_text(), path
+    assert word not in server.http.get("/api/v1/metrics").text
 
 
 def test_a_question_is_answered_with_its_speed_and_how_full_the_context_is(page: Page, shoot: Shoot) -> None:

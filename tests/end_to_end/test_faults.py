@@ -132,7 +132,7 @@ def shut_down_under_load(server: Server, deadline: str) -> list[Told]:
             stopped.close()
             told = [future.result() for future in futures]
             said = [each for talker in talkers for each in talker.result()]
-        server.process.wait(int(deadline) + 10)
+        assert server.process.wait(int(deadline) + 10) == 0
     sockets = [each for each in told if each.ending.startswith(("closed", "refused"))]
     streams = [each for each in told if each not in sockets]
     assert all(each.asked.startswith(each.text) for each in told)
@@ -173,6 +173,24 @@ def test_sigterm_under_load_cuts_nothing_in_silence_and_leaves_no_turn_running(d
         for each in told:
             if each.reply_id is not None and each.ending.startswith("closed"):
                 assert resume(server.url, each.reply_id).ending in ("abort", "stop")
+
+
+def test_a_load_balancer_is_told_to_go_elsewhere_while_requests_are_still_answered(data_dir: Path) -> None:
+    with serving(data_dir, **ECHO, drain_seconds="600") as server:
+        until(lambda: is_ready(server.url), 30, "it is not ready")
+        begun = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(native_stream, server.url, LONG, begun.set)
+            assert begun.wait(30)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: not is_ready(server.url), 5, "it is still ready")
+            health = server.http.get("/api/v1/health")
+            assert (health.status_code, health.json()["server"]) == (503, "shutting down")
+            assert health.json()["database"] == health.json()["supervisor"] == "ok"
+            assert ask(server.url, "late").json()["response"] == "late"
+            assert running.result().ending == "stop"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(10) == 0
 
 
 # --- kill -9 ---

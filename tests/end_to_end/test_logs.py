@@ -1,4 +1,4 @@
-"""What a server writes down of its traffic: ids, codes and counts; never a prompt, a reply or a key."""
+"""What a server writes down and counts of its traffic: ids, codes and numbers; never a prompt, a reply or a key."""
 
 import asyncio
 import json
@@ -129,7 +129,7 @@ def log_lines(data_dir: Path) -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("log_level", ["info", "debug"])
-def test_nothing_that_clients_say_and_no_key_is_in_any_log(data_dir: Path, log_level: str) -> None:
+def test_nothing_that_clients_say_and_no_key_is_in_any_log_or_metric(data_dir: Path, log_level: str) -> None:
     with open_keys(Settings(data_dir=data_dir)) as keys, open_users(Settings(data_dir=data_dir)) as users:
         _, key = asyncio.run(keys.create("test"))
         asyncio.run(users.create("ada", PASSWORD))
@@ -138,6 +138,9 @@ def test_nothing_that_clients_say_and_no_key_is_in_any_log(data_dir: Path, log_l
         ids = {*talk_over_http(server, key), *talk_over_web_sockets(server, key)}
         assert SAID in server.http.post(NATIVE, json=says()).text
         token = sign_in(server)
+        scraped = server.http.get("/api/v1/metrics").text
+        assert "mini_claude_replies_total" in scraped
+        assert not any(secret in scraped for secret in (SAID, key, WRONG_KEY, PASSWORD, token))
     logs = [path for path in (data_dir / "logs").iterdir() if path.is_file()]
     assert {"api-0.log", "supervisor-0.log", "engine-smollm2-135m-0.log"} <= {path.name for path in logs}
     for path in (*logs, data_dir / "test-server.log"):

@@ -17,6 +17,7 @@ from mini_claude.models.catalog import BUILTIN
 from mini_claude.models.materialize import is_materialized, materialize, source_gguf
 from mini_claude.types import ModelSource, ModelSpec
 
+COMMIT = "c0ffee"
 HUB_SPEC = ModelSpec("tiny", "causal_lm", (ModelSource("hub", "owner/tiny"),))
 
 
@@ -32,7 +33,8 @@ def hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     def snapshot_download(repo_id: str, **options: Any) -> Any:
         calls.append({"repo_id": repo_id, **options})
         if options.get("dry_run"):
-            return [SimpleNamespace(file_size=path.stat().st_size) for path in tiny_model.iterdir()]
+            sizes = (path.stat().st_size for path in tiny_model.iterdir())
+            return [SimpleNamespace(file_size=size, commit_hash=COMMIT) for size in sizes]
         shutil.copytree(tiny_model, options["local_dir"], dirs_exist_ok=True)
         (options["local_dir"] / ".cache" / "huggingface").mkdir(parents=True)
         return str(options["local_dir"])
@@ -50,6 +52,7 @@ def test_hub_models_become_real_files_of_the_allowed_kinds(hub: list[dict[str, A
         assert call["repo_id"] == "owner/tiny"
         assert not any(pattern.endswith((".bin", ".py", "*", ".pt")) for pattern in call["allow_patterns"])
         assert "*.safetensors" in call["allow_patterns"]
+    assert [call.get("revision") for call in hub] == [None, COMMIT]  # what was listed, though it changes meanwhile
     assert is_materialized(HUB_SPEC, tmp_path)
     make(HUB_SPEC, tmp_path, allow_download=False)
     assert len(hub) == 2  # a dry run and the download; nothing the second time

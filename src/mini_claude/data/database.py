@@ -10,11 +10,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
@@ -39,6 +42,14 @@ _REASONS: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class DatabaseState:
+    """`damage`: what an integrity check complains of. `migrated`: whether the tables are those of this version."""
+
+    damage: tuple[str, ...]
+    migrated: bool
+
+
 class Database:
     """Connections to one database. Methods block: async code calls them in a thread.
 
@@ -51,7 +62,7 @@ class Database:
             self._url = make_url(url)
             self._sqlite = self._url.get_backend_name() == "sqlite"
             self.in_memory = self._sqlite and self._url.database in (None, "", ":memory:")
-            self._file = Path(self._url.database or "") if self._sqlite and not self.in_memory else None
+            self.file = Path(self._url.database or "") if self._sqlite and not self.in_memory else None
             self._engine = self._create_engine()
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise InvalidRequest(
@@ -69,9 +80,9 @@ class Database:
     def _create_engine(self) -> Engine:
         if not self._sqlite:
             return create_engine(self._url, pool_pre_ping=True, hide_parameters=True)
-        if self._file is not None:
+        if self.file is not None:
             try:
-                self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"The folder of the database cannot be made: {error}.") from error
         # hide_parameters: what people write must not reach the log inside an exception.
@@ -98,14 +109,25 @@ class Database:
                     f"The database was made by another version of Mini-Claude ({error}); update, or use a new data_dir."
                 ) from error
 
+    def examine(self) -> DatabaseState:
+        """Read all of it (SQLite; some seconds for each GB) and change nothing. Raises `StorageError`."""
+        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+        with self._read_lock, _storage_errors(), self._engine.connect() as connection:
+            checks = ("integrity_check(5)", "foreign_key_check") if self._sqlite else ()
+            complaints = [
+                " ".join(map(str, row)) for each in checks for row in connection.execute(text(f"PRAGMA {each}"))
+            ]
+            revision = MigrationContext.configure(connection).get_current_revision()
+        return DatabaseState(tuple(line for line in complaints if line != "ok"), revision == head)
+
     @contextmanager
     def _one_process(self) -> Iterator[None]:
         # The first connection switches a new file to WAL, for which SQLite does not wait its turn.
-        if self._file is None:
+        if self.file is None:
             yield
             return
         try:
-            lock = self._file.with_name(self._file.name + ".lock").open("w")
+            lock = self.file.with_name(self.file.name + ".lock").open("w")
         except OSError as error:
             raise StorageError(f"The folder of the database is not writable: {error}.") from error
         with lock:
@@ -133,7 +155,7 @@ class Database:
         Writes the file anew, so it may take seconds; writers wait. False: a reader kept the old bytes alive, so try
         again later. Raises `StorageError`. `secure_delete` alone leaves what SQLite had copied between pages before.
         """
-        if self._file is None:
+        if self.file is None:
             return True
         plain = self._engine.execution_options(begin=None)  # SQLite does none of this inside of a transaction
         with self._write_lock, _storage_errors(), plain.connect() as connection:

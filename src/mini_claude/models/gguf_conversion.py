@@ -24,9 +24,9 @@ def convert_gguf(gguf_file: Path, folder: Path) -> None:
     where, name = gguf_file.parent, gguf_file.name
     progress_bar = StringIO()  # tqdm's own, which no setting of transformers turns off
     with _computed_once("GGUFReader"), _computed_once("get_tensor_name_map"), redirect_stderr(progress_bar):
-        config = AutoConfig.from_pretrained(where, gguf_file=name, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, config=config, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(where, gguf_file=name, local_files_only=True)  # nosec B615
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, config=config, local_files_only=True)  # nosec B615
+        model = AutoModelForCausalLM.from_pretrained(  # nosec B615
             where,
             gguf_file=name,
             config=config,

@@ -79,11 +79,25 @@ def found_folder(spec: ModelSpec, models_dir: Path) -> tuple[Path, ModelSource] 
 def source_gguf(folder: Path) -> Path | None:
     """The GGUF file that a materialised folder was made from, if it was and the file is still there."""
     try:
-        source = ModelSource(**json.loads((folder / _MADE_FROM).read_bytes()))
-        path = _packaged_file(source.location) if source.kind == "package" else Path(source.location)
-    except (OSError, ValueError, TypeError, ModelLoadError):
+        return local_gguf(ModelSource(**json.loads((folder / _MADE_FROM).read_bytes())))
+    except (OSError, ValueError, TypeError):
         return None
-    return path if source.kind in ("package", "gguf") and path.is_file() else None
+
+
+def local_gguf(source: ModelSource) -> Path | None:
+    """The GGUF file that a source names, if it is on this machine."""
+    if source.kind not in ("package", "gguf"):
+        return None
+    try:
+        path = _packaged_file(source.location) if source.kind == "package" else Path(source.location)
+    except ModelLoadError:
+        return None
+    return path if path.is_file() else None
+
+
+def unpacked_bytes(gguf_file: Path) -> int:
+    """How much room it takes to make a model of this file. Raises `ModelLoadError`."""
+    return 4 * sum(tensor.num_elements for tensor in read_gguf_header(gguf_file).values())
 
 
 def _ready_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
@@ -163,8 +177,7 @@ def _unpack(gguf_file: Path, part: Path) -> None:
     """Write a GGUF file's model as float32 safetensors, with tokenizer and chat template."""
     if not gguf_file.is_file():
         raise ModelLoadError(f"{gguf_file} is not there; register the model again with its present path.")
-    tensors = read_gguf_header(gguf_file)
-    _check_disk(part, 4 * sum(tensor.num_elements for tensor in tensors.values()))
+    _check_disk(part, unpacked_bytes(gguf_file))
     from mini_claude.models.gguf_conversion import convert_gguf  # imports torch
 
     try:
@@ -191,9 +204,10 @@ def _download(name: str, hub_id: str, part: Path, allow_download: bool, hub_owne
 
     try:
         patterns = list(DOWNLOAD_PATTERNS)
-        listing = snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, dry_run=True)
+        listing = snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, dry_run=True)  # nosec B615
         _check_disk(part, sum(file.file_size or 0 for file in listing))
-        snapshot_download(hub_id, allow_patterns=patterns, local_dir=part)
+        commit = listing[0].commit_hash if listing else None  # what was listed is what comes
+        snapshot_download(hub_id, allow_patterns=patterns, local_dir=part, revision=commit)
     except HfHubHTTPError as error:
         raise ModelLoadError(f"The hub refuses {hub_id}: {error}") from error
     except (OSError, ValueError) as error:

@@ -29,6 +29,7 @@ NATIVE_FOLDER: Final = Path(sys.prefix) / "lib" / "mini-claude" / "llama.cpp"  #
 LIBRARY: Final = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
 _RECORD: Final = "made-for.json"
 _SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
+_NEWER: Final = ("avx512_vnni", "avx_vnni", "amx_int8")  # than the package's library knows
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
 _INSERTIONS: Final = (  # into which file, before which line, what is put
@@ -77,8 +78,12 @@ def native_library(folder: Path = NATIVE_FOLDER) -> Path | None:
 
 def compiling_pays(folder: Path = NATIVE_FOLDER) -> bool:
     """Whether there is something to gain here, a compiler to gain it with, and nothing gained yet."""
-    newer = {"avx512_vnni", "avx_vnni", "amx_int8"} & set(processor_flags())
-    return bool(newer) and shutil.which("c++") is not None and native_library(folder) is None
+    return bool(faster_instructions()) and shutil.which("c++") is not None and native_library(folder) is None
+
+
+def faster_instructions() -> str:
+    """Those of this processor that a library compiled here would use and the package's does not; "" for none."""
+    return ", ".join(name for name in _NEWER if name in processor_flags())
 
 
 def compile_llama_cpp(folder: Path = NATIVE_FOLDER) -> Path:

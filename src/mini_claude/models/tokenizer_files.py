@@ -88,7 +88,7 @@ def _by_transformers(folder: Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(  # nosec B615
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise anything from OSError to a bare Exception

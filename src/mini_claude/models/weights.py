@@ -33,7 +33,7 @@ def load_weights(folder: Path, options: LoadOptions) -> PreTrainedModel:
     _quiet_libraries()
     try:
         quantization = _quantization_config(options.quantization, dtype)
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nosec B615
         model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
             None if quantization is None else folder,
             config=config,

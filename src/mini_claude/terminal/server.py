@@ -1,7 +1,9 @@
 """The server as terminal commands see it: over HTTP, started for the occasion where none runs."""
 
 import contextlib
+import ipaddress
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +16,27 @@ from mini_claude.errors import MiniClaudeError, Unavailable
 from mini_claude.utils.config import Settings
 
 START_SECONDS = 60.0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def bind_error(settings: Settings) -> OSError | None:
+    """Why a server could not listen where the settings say; None where it could."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            return error
+    return None
 
 
 class ServerClient:

@@ -106,7 +106,7 @@ def _merged(weight: torch.Tensor, adapter: AdapterFiles, layer: str) -> torch.Te
 
 def _modules(folder: Path) -> Mapping[str, torch.nn.Module]:
     """The model's modules without weights, by name."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # nosec B615
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return dict(model.named_modules())

@@ -4,11 +4,12 @@ No other file reads the environment. `mini-claude config` prints this table with
 """
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -60,8 +61,19 @@ class Settings(BaseSettings):
         (),
         description="Web origins (scheme://host:port) that may call from a browser, besides the server's own.",
     )
+    trusted_proxies: ListOfNames = Field(
+        ("127.0.0.1", "::1"),
+        description="Addresses and networks of reverse proxies, whose X-Forwarded-For and -Proto are believed.",
+    )
     max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
+    drain_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=600,
+        description="At SIGTERM: how long requests are still taken while /api/v1/health says 503, so that a load "
+        "balancer can look. shutdown_seconds begins after it; a second SIGTERM ends it.",
+    )
     linger_seconds: float = Field(
         3.0,
         ge=0,
@@ -163,13 +175,21 @@ class Settings(BaseSettings):
     log_file_count: int = Field(5, ge=1, le=100, description="Rotated log files that are kept.")
 
     @field_validator(
-        *("allowed_hosts", "allowed_origins", "hub_owners"),
+        *("allowed_hosts", "allowed_origins", "trusted_proxies", "hub_owners"),
         *("users_may_use", "users_may_load", "users_may_train"),
         mode="before",
     )
     @classmethod
     def _split_commas(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:  # "*" would let everybody say that he is on this machine
+            if ip_network(each).prefixlen == 0:
+                raise ValueError(f"{each} is everybody; name the proxy's own address or network")
+        return value
 
     @field_validator("data_dir")
     @classmethod
@@ -190,10 +210,9 @@ class Settings(BaseSettings):
         Raises `InvalidRequest` for a file that cannot be read.
         """
         del dotenv_settings, file_secret_settings
-        named = os.environ.get(CONFIG_FILE_VARIABLE)
-        file = Path(named or "mini-claude.toml")
-        if named and not file.is_file():
-            raise InvalidRequest(f"{CONFIG_FILE_VARIABLE} names the settings file {named}, which does not exist.")
+        file = config_file()
+        if os.environ.get(CONFIG_FILE_VARIABLE) and not file.is_file():
+            raise InvalidRequest(f"{CONFIG_FILE_VARIABLE} names the settings file {file}, which does not exist.")
         try:
             toml = TomlConfigSettingsSource(settings_cls, file)
         except (OSError, ValueError) as error:
@@ -267,3 +286,20 @@ class Settings(BaseSettings):
             max_waiting=self.max_waiting,
             num_threads=self.num_threads,
         )
+
+
+def config_file() -> Path:
+    """The settings file, which need not exist."""
+    return Path(os.environ.get(CONFIG_FILE_VARIABLE) or "mini-claude.toml")
+
+
+def settings_problem(error: ValidationError) -> str:
+    """Which settings are wrong, and what each means, in one line."""
+    return "A setting is wrong. " + " ".join(_problem(item["loc"], item["msg"]) for item in error.errors())
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    name = str(location[0]) if location else ""
+    field = Settings.model_fields.get(name)
+    meaning = f"; it means: {field.description}" if field is not None else ": there is no such setting."
+    return f"{name} (MINI_CLAUDE_{name.upper()} or mini-claude.toml): {message}{meaning}"

@@ -91,7 +91,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with services_factory() as services:
             app.state.services = services
-            app.state.shutdown = shutdown = Shutdown()
+            app.state.shutdown = shutdown = Shutdown(services.settings.drain_seconds)
             shutdown.listen()
             preload = asyncio.create_task(_preload(services)) if services.settings.preload else None
             async with _page_line(services.settings, shutdown) as app.state.page_line:

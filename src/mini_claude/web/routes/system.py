@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from mini_claude.services.health import check_health
 from mini_claude.types import ModelState
 from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, ServicesDep, caller_of
+from mini_claude.web.shutdown import Shutdown
 
 OPENAPI_PATH: Final = "/openapi.json"
 
@@ -31,6 +32,7 @@ class Health(BaseModel):
 
     status: Literal["ready", "unavailable"]
     version: str
+    server: Literal["ok", "shutting down"]
     database: str
     supervisor: str
     default_model: str
@@ -44,18 +46,21 @@ async def live() -> Alive:
 
 
 @router.get("/api/v1/health", responses={503: {"model": Health}})
-async def health(services: ServicesDep) -> JSONResponse:
+async def health(services: ServicesDep, request: Request) -> JSONResponse:
     """Whether requests can be served: 200 or 503, with the reason."""
     found = await check_health(services)
+    shutdown: Shutdown = request.app.state.shutdown
+    ready = found.ready and not shutdown.announced
     body = Health(
-        status="ready" if found.ready else "unavailable",
+        status="ready" if ready else "unavailable",
         version=version("mini-claude"),
+        server="shutting down" if shutdown.announced else "ok",
         database=found.database,
         supervisor=found.supervisor,
         default_model=found.default_model,
         default_model_state=found.default_model_state,
     )
-    return JSONResponse(body.model_dump(), 200 if found.ready else 503)
+    return JSONResponse(body.model_dump(), 200 if ready else 503)
 
 
 @router.get("/api/v1/metrics", response_class=Response, dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
