@@ -1,5 +1,4 @@
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -175,13 +174,12 @@ def test_a_failed_job_goes_on_when_it_is_resumed(jobs: JobRepository) -> None:
     assert claim(jobs)[0].id == job.id
 
 
-def test_jobs_outlive_the_process(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    first = Database(url)
+def test_jobs_outlive_the_process(any_url: str) -> None:
+    first = Database(any_url)
     first.migrate()
     job = submit(repository(first))
     first.close()
-    second = Database(url)
+    second = Database(any_url)
     assert JobRepository(second).get(ME, job.id) == job
     second.close()
 

@@ -55,9 +55,8 @@ def test_a_key_is_active_until_it_is_revoked_or_its_time_has_come(changes: dict[
     assert replace(KEY, **changes).state(10.0) == state  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["file", "memory"])
-def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: str, url: str) -> None:
-    database = Database(url if kind == "file" else "sqlite://")
+def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(any_url: str) -> None:
+    database = Database(any_url)
     migrate_to(database, "0005")
     with database.write() as session:
         for number, (plain, revoked_at) in enumerate(((PLAIN, None), (REVOKED, 3.0)), 1):
@@ -79,9 +78,8 @@ def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: 
     database.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "memory"])
-def test_keys_from_before_limits_have_none_of_their_own(kind: str, url: str) -> None:
-    database = Database(url if kind == "file" else "sqlite://")
+def test_keys_from_before_limits_have_none_of_their_own(any_url: str) -> None:
+    database = Database(any_url)
     migrate_to(database, "0006")
     values = f"'{KEY.id}', '{KEY.name}', '{KEY.prefix}', 'f', {KEY.created_at}, NULL, '{KEY.role}', {KEY.expires_at}"
     with database.write() as session:

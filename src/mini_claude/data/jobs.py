@@ -26,7 +26,10 @@ WAITING: Final = ("pending", "interrupted")
 
 
 class JobRepository:
-    """Rows of `jobs` and `job_events`, one transaction a call. What belongs to another owner is `NotFound`."""
+    """Rows of `jobs` and `job_events`, one transaction a call, and one at a time in all processes.
+
+    What belongs to another owner is `NotFound`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -39,7 +42,7 @@ class JobRepository:
         Raises `IdempotencyKeyReused` when that job was another request's, `NotFound` when the data is gone.
         """
         now = time.time()
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             query = select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key)
             if key is not None and (known := session.scalar(query)) is not None:
                 if known.body_sha256 != body_sha256:
@@ -89,7 +92,7 @@ class JobRepository:
 
     def cancel(self, owner: str, job_id: str) -> Job:
         """End a waiting job, or ask the trainer of a running one to end it. Raises `Conflict` when it has ended."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _own(session, owner, job_id)
             if row.state in ENDED:
                 raise Conflict(f"This job is {row.state}; only one that waits or runs can be cancelled.")
@@ -103,7 +106,7 @@ class JobRepository:
     def resume(self, owner: str, job_id: str) -> Job:
         """Let a failed or cancelled job go on from its last checkpoint. Raises `Conflict` for any other, and
         `NotFound` when its data is gone."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _own(session, owner, job_id)
             if row.state not in ("failed", "cancelled"):
                 raise Conflict(f"This job is {row.state}; only a failed or cancelled one can be resumed.")
@@ -117,7 +120,7 @@ class JobRepository:
 
     def claim(self, max_running: int) -> Job | None:
         """The oldest waiting job, now running under a new token; None while `max_running` run or none waits."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             running = session.scalar(select(func.count()).where(JobRow.state == "running")) or 0
             query = select(JobRow).where(JobRow.state.in_(WAITING)).order_by(JobRow.created_at, JobRow.id).limit(1)
             row = session.scalar(query)
@@ -144,7 +147,7 @@ class JobRepository:
         """The trainer under that token is gone. The job waits for the next one, fails when too many have died
         `by_itself` (and not with the machine), and is cancelled when that was asked for. An outdated token changes
         nothing."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = session.get(JobRow, job_id)
             if row is None or row.state != "running" or row.token != token:
                 return
@@ -163,7 +166,7 @@ class JobRepository:
 
     def begin(self, job_id: str, token: str, pid: int, pid_started: float) -> Job:
         """The trainer is up. Raises `TrainerOutdated`, as everything below, when its token is not the job's."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             row.pid, row.pid_started = pid, pid_started
             _tell(session, row, "trainer_started", {"attempt": row.attempts})
@@ -171,7 +174,7 @@ class JobRepository:
 
     def append(self, job_id: str, token: str, kind: str, data: dict[str, Any]) -> bool:
         """Store an event; returns whether somebody has asked for the job to be cancelled."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             if kind == "progress":
                 row.progress = data
@@ -194,7 +197,7 @@ class JobRepository:
         adapter: str | None = None,
     ) -> None:
         """The job's last event."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             row.adapter = adapter
             _end(session, row, state, error)
@@ -220,8 +223,6 @@ def _end(session: Session, row: JobRow, state: JobState, error: tuple[str, Error
 
 
 def _tell(session: Session, row: JobRow, kind: str, data: dict[str, Any]) -> None:
-    # Locks the job where rows can be locked (PostgreSQL), so that two writers never take one number.
-    session.execute(select(JobRow.id).where(JobRow.id == row.id).with_for_update())
     last = session.scalar(select(func.max(JobEventRow.number)).where(JobEventRow.job_id == row.id)) or 0
     values = {"job_id": row.id, "number": last + 1, "type": kind, "data": data, "created_at": time.time()}
     session.execute(insert(JobEventRow).values(values))
