@@ -5,30 +5,21 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from mini_claude.data.database import MIGRATIONS, Database
+from mini_claude.data.database import Database
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import NotFound, Unauthorized
 from mini_claude.services.keys import KeyService
 
+from .migrating import migrate_to
+
 KEY = ApiKey("1" * 32, "laptop", "mc-abcdef", 1.0, "user", 20.0)
 PLAIN = "mc-" + "A" * 43
 REVOKED = "mc-" + "B" * 43
 OLD_COLUMNS = "id, name, prefix, sha256, created_at, revoked_at"
-
-
-def migrate_to(database: Database, revision: str) -> None:
-    """As an earlier version of the program would have left it."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database._writer.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
 
 
 def test_a_key_is_found_as_it_was_stored(database: Database) -> None:

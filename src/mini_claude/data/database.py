@@ -46,6 +46,7 @@ class Database:
             self._sqlite = self._url.get_backend_name() == "sqlite"
             self.in_memory = self._sqlite and self._url.database in (None, "", ":memory:")
             self._file = Path(self._url.database or "") if self._sqlite and not self.in_memory else None
+            self.shared = not self._sqlite  # other hosts may use it too
             self._engine = self._create_engine()
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InvalidRequest(

@@ -6,12 +6,12 @@ up late, finds its token outdated and can change nothing any more.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, func, insert, or_, select, true
 from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database
@@ -112,35 +112,42 @@ class JobRepository:
                 raise Conflict(f"This job is {row.state}; only a failed or cancelled one can be resumed.")
             _require_data(session, owner, row.dataset_sha256)
             row.attempts, row.cancel_requested, row.error, row.ended_at = 0, False, None, None
-            row.state = "pending"
+            row.state, row.host = "pending", None
             _tell(session, row, "state", {"state": "pending", "reason": "resumed"})
             return _job(row)
 
-    # --- for the supervisor ---
+    # --- for the supervisor; `host` None: the database is this one's alone ---
 
-    def claim(self, max_running: int) -> Job | None:
-        """The oldest waiting job, now running under a new token; None while `max_running` run or none waits."""
+    def claim(self, max_running: int, host: str | None = None, has_data: Callable[[str], bool] = bool) -> Job | None:
+        """The oldest waiting job, now running under a new token; None while `max_running` run here or none waits.
+
+        A job that was begun goes on where its checkpoints are. Any other may begin wherever `has_data`, given the hash
+        of its dataset, says so.
+        """
         with self._database.write(alone=True) as session:
-            running = session.scalar(select(func.count()).where(JobRow.state == "running")) or 0
-            query = select(JobRow).where(JobRow.state.in_(WAITING)).order_by(JobRow.created_at, JobRow.id).limit(1)
-            row = session.scalar(query)
+            running = session.scalar(select(func.count()).where(JobRow.state == "running", _here(host))) or 0
+            query = select(JobRow).where(JobRow.state.in_(WAITING), _here(host))
+            waiting = session.scalars(query.order_by(JobRow.created_at, JobRow.id))
+            row = next((each for each in waiting if each.host == host or has_data(each.dataset_sha256)), None)
             if row is None or running >= max_running:
                 return None
+            row.host = host
             row.state, row.token, row.attempts = "running", uuid.uuid4().hex, row.attempts + 1
             row.pid = row.pid_started = None
             row.started_at = row.started_at or time.time()
             _tell(session, row, "state", {"state": "running", "attempt": row.attempts})
             return _job(row)
 
-    def running(self) -> Sequence[Job]:
-        """Everybody's running jobs."""
+    def running(self, host: str | None = None) -> Sequence[Job]:
+        """Everybody's jobs that run here."""
         with self._database.read() as session:
-            return tuple(_job(row) for row in session.scalars(select(JobRow).where(JobRow.state == "running")))
+            rows = session.scalars(select(JobRow).where(JobRow.state == "running", _here(host)))
+            return tuple(_job(row) for row in rows)
 
-    def any_open(self) -> bool:
-        """Whether a job waits or runs."""
+    def any_open(self, host: str | None = None) -> bool:
+        """Whether a job runs here, or waits and may run here."""
         with self._database.read() as session:
-            query = select(JobRow.id).where(JobRow.state.not_in(ENDED)).limit(1)
+            query = select(JobRow.id).where(JobRow.state.not_in(ENDED), _here(host)).limit(1)
             return session.scalar(query) is not None
 
     def interrupt(self, job_id: str, token: str, reason: str, *, by_itself: bool = True) -> None:
@@ -201,6 +208,10 @@ class JobRepository:
             row = _held(session, job_id, token)
             row.adapter = adapter
             _end(session, row, state, error)
+
+
+def _here(host: str | None) -> ColumnElement[bool]:
+    return true() if host is None else or_(JobRow.host == host, JobRow.host.is_(None))
 
 
 def _require_data(session: Session, owner: str, sha256: str) -> None:

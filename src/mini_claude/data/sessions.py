@@ -232,6 +232,7 @@ def _turn(row: TurnRow) -> Turn:
         delta_ends=tuple(row.delta_ends),
         dropped_turn_ids=tuple(row.dropped_turn_ids),
         error=error or None,
+        host=row.host,
     )
 
 

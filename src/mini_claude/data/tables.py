@@ -62,7 +62,7 @@ class SessionRow(Base):
 
 
 class TurnRow(Base):
-    """A node in the tree of a session. `position` is its place among the session's turns, from 0.
+    """A node in the tree of a session. `position` is its place among the session's turns, from 0; `host` wrote a reply.
 
     `parent_id` does not cascade: SQLite stops a cascade that is 1,000 turns deep, and a conversation can be deeper.
     """
@@ -86,6 +86,7 @@ class TurnRow(Base):
     delta_ends: Mapped[list[int]] = mapped_column(JSON)
     dropped_turn_ids: Mapped[list[str]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    host: Mapped[str | None] = mapped_column(ID)
 
 
 class FeedbackRow(Base):
@@ -143,7 +144,7 @@ class DatasetRow(Base):
 
 class JobRow(Base):
     """A training job. `token` is the right to run it: whoever starts a trainer makes a new one, which outdates
-    every trainer that was started before. `pid` and `pid_started` identify the trainer that holds it."""
+    every trainer that was started before. `pid` and `pid_started` identify the trainer that holds it, on `host`."""
 
     __tablename__ = "jobs"
     __table_args__ = (UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_key"),)
@@ -165,6 +166,7 @@ class JobRow(Base):
     cancel_requested: Mapped[bool]
     progress: Mapped[dict[str, Any]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    host: Mapped[str | None] = mapped_column(ID)
     adapter: Mapped[str | None] = mapped_column(NAME)
 
 

@@ -13,6 +13,7 @@ from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.default_models import DefaultModelRepository
 from mini_claude.data.feedback import FeedbackRepository
+from mini_claude.data.host import host_of
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.limit_counters import LimitCounters
 from mini_claude.data.models import ModelRepository
@@ -88,9 +89,10 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
+        host = await run_sync(host_of, database, settings.data_dir)
         limits = await _limits(settings, database, opened)
         replies = ReplyStarter(runtime, models, limits)
-        chat = ChatService(runtime, models, replies, SessionRepository(database))
+        chat = ChatService(runtime, models, replies, SessionRepository(database), host)
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
             settings=settings,
