@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.feedback import FeedbackRepository
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.keys import KeyRepository
-from mini_claude.data.records import ApiKey, ChatSession, Dataset, ReplyEnding, Turn
+from mini_claude.data.records import ApiKey, ChatSession, Dataset, Limits, ReplyEnding, Turn
 from mini_claude.data.sessions import SessionRepository
 from mini_claude.errors import Conflict, InvalidRequest, NotFound, StorageError
 from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments
@@ -204,6 +205,27 @@ def test_tables_that_were_removed_are_one_clear_error(postgresql_url: str) -> No
     database.close()
 
 
+@pytest.mark.parametrize(
+    ("state", "code", "words"),
+    [
+        ("53100", "disk_full", "disk is full"),
+        ("25006", "storage_error", "read-only"),
+        ("40P01", "storage_error", "try again"),
+        ("40001", "storage_error", "try again"),
+        ("57P01", "storage_error", "cannot be reached"),
+        ("XX000", "storage_error", "log of the server"),
+    ],
+)
+def test_what_it_says_is_told_by_its_state_in_whatever_language_it_says_it(
+    postgresql_url: str, state: str, code: str, words: str
+) -> None:
+    database = Database(postgresql_url)
+    with pytest.raises(StorageError, match=words) as caught, database.write() as session:
+        session.execute(text(f"DO $$ BEGIN RAISE EXCEPTION 'Das geht nicht.' USING ERRCODE = '{state}'; END $$"))
+    assert caught.value.code == code
+    database.close()
+
+
 def test_a_database_that_stores_bytes_instead_of_text_is_refused(postgresql: PostgreSQL) -> None:
     postgresql.execute("CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII'")
     database = Database(postgresql.url("bytes"))
@@ -227,4 +249,15 @@ def test_an_error_does_not_quote_the_row_that_is_refused(postgresql_url: str) ->
     with pytest.raises(Exception, match="null value") as caught, database.write() as session:
         session.execute(text(rows.replace("'a private title'", ":title")), {"title": "a private title"})
     assert "private" not in f"{caught.value} {caught.value.__cause__!r}"
+    database.close()
+
+
+def test_what_is_too_long_or_too_large_for_its_column_is_the_clients_error(postgresql_url: str) -> None:
+    database = Database(postgresql_url)
+    for key in (replace(KEY, name="n" * 201), replace(KEY, limits=Limits(requests_per_day=2**63))):
+        with pytest.raises(InvalidRequest, match="than what can be stored"):
+            KeyRepository(database).add(key, "f" * 64)
+    largest = replace(KEY, limits=Limits(requests_per_day=2**63 - 1))
+    KeyRepository(database).add(largest, "f" * 64)
+    assert KeyRepository(database).list() == (largest,)
     database.close()

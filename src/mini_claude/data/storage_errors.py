@@ -72,12 +72,14 @@ def _translated(error: DBAPIError) -> InvalidRequest | StorageError:
     said = str(error.orig)
     if "NUL (0x00)" in said:  # of psycopg, which no server translates
         return InvalidRequest("A text holds the character U+0000, which the database cannot store; leave it out.")
+    state = getattr(error.orig, "sqlstate", None)  # of psycopg, which need not be installed
+    if state in ("22001", "22003"):
+        return InvalidRequest("A text is longer, or a number larger, than what can be stored; send less.")
     if isinstance(error.orig, sqlite3.Error):
         for fragment, code, sentence in _REASONS:
             if fragment in said.lower():
                 return StorageError(sentence, code=code)
     else:
-        state = getattr(error.orig, "sqlstate", None)  # of psycopg, which need not be installed
         if state is None and isinstance(error, OperationalError):  # there is, or was suddenly, no connection
             _log.error("database.unreachable", reason=said)
             return StorageError(_UNREACHABLE)
@@ -85,7 +87,7 @@ def _translated(error: DBAPIError) -> InvalidRequest | StorageError:
             if (state or "").startswith(beginning):
                 return StorageError(sentence, code=code)
     # Not what it says, which may quote what somebody wrote.
-    _log.error("database.refused", error=type(error.orig).__name__, state=getattr(error.orig, "sqlstate", None))
+    _log.error("database.refused", error=type(error.orig).__name__, state=state)
     return StorageError("The database refused; the log of the server says why.")
 
 

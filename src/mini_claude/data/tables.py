@@ -7,6 +7,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ID = String(32)  # uuid4, hexadecimal
 NAME = String(200)
+REFERENCE = String()  # model:adapter@version, or a folder's name; PostgreSQL, unlike SQLite, holds to a length
 
 
 class Base(DeclarativeBase):
@@ -54,7 +55,7 @@ class SessionRow(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     owner: Mapped[str] = mapped_column(ID, index=True)
     title: Mapped[str] = mapped_column(NAME)
-    model: Mapped[str | None] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(REFERENCE)
     system: Mapped[str | None] = mapped_column(Text)
     head_turn_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float] = mapped_column(Double)
@@ -78,7 +79,7 @@ class TurnRow(Base):
     content: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[float] = mapped_column(Double)
-    model: Mapped[str | None] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(REFERENCE)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     prompt_tokens: Mapped[int | None]
     completion_tokens: Mapped[int | None]
@@ -191,7 +192,7 @@ class AdapterRow(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     owner: Mapped[str] = mapped_column(ID)
-    folder: Mapped[str] = mapped_column(ID, unique=True)
+    folder: Mapped[str] = mapped_column(REFERENCE, unique=True)
     job_id: Mapped[str | None] = mapped_column(ID, unique=True)
     facts: Mapped[dict[str, Any]] = mapped_column(JSON)
     certificate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
