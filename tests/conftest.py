@@ -34,8 +34,8 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def redis() -> Iterator[Redis]:
-    """One server for all tests of this process, which keep apart by the names of their callers; none may stop it."""
+    """A server of the test's own: it starts in no time."""
     with redis_server() as server:
         yield server

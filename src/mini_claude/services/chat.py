@@ -33,6 +33,7 @@ from mini_claude.services.session_turn import (
     draft,
     new_session,
     require_continuable,
+    require_storable,
     require_unicode,
     title_of,
 )
@@ -237,7 +238,7 @@ class ChatService:
         With `text` only sessions in whose title or turns it occurs. Raises `InvalidRequest`.
         """
         if text is not None:
-            require_unicode(text, "q")
+            require_storable(text, "q")
         return await run_sync(self._sessions.list, caller.owner, limit, before, text)
 
     async def get(self, caller: Caller, session_id: str) -> Conversation:
@@ -246,7 +247,7 @@ class ChatService:
 
     async def rename(self, caller: Caller, session_id: str, title: str) -> ChatSession:
         """Give the session another title, cut as a first message would be. Raises `NotFound`, `InvalidRequest`."""
-        require_unicode(title, "title")
+        require_storable(title, "title")
         line = title_of(title)
         if not line:
             raise InvalidRequest("The title is empty; write something.", param="title")
