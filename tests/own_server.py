@@ -60,11 +60,11 @@ def own_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def program(name: str, *patterns: str) -> Path:
+def program(name: str, elsewhere: str = "") -> Path:
     """Where it is: on the path, or the newest that fits a pattern below /."""
     if (found := shutil.which(name)) is not None:
         return Path(found)
-    others = [path for pattern in patterns for path in Path("/").glob(pattern)]
+    others = list(Path("/").glob(elsewhere)) if elsewhere else []
     assert others, f"{name} is not installed: `make services` brings it"
     return max(others, key=lambda path: [int(part) for part in path.parts if part.isdigit()])
 
