@@ -20,12 +20,12 @@ from ..redis_server import Redis
 from ..training.tiny_adapters import save_base
 from .conftest import Server, serving, until, with_model
 
-pytestmark = [pytest.mark.real_model, pytest.mark.alone]
+pytestmark = [pytest.mark.real_model, pytest.mark.alone, pytest.mark.timeout(400)]
 
 CHAT = "/api/v1/chat/completions"
+OPENAI = "/v1/chat/completions"
 SESSIONS = "/api/v1/chat/sessions"
 JOBS = "/api/v1/training/jobs"
-STORY = "Write a very long story about a fox and a river, with many chapters."
 ROW = b'{"messages": [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat on the mat"}]}\n'
 
 
@@ -73,10 +73,11 @@ class Client:
 
     @contextmanager
     def streaming(self) -> Iterator[None]:
-        """While a long reply is written, which is hung up at the end."""
-        body = {"messages": [{"role": "user", "content": STORY}], "max_tokens": 1000, "stream": True}
+        """While a reply is written that does not end by itself (0 and 2 would end it) and is hung up at last."""
+        messages = [{"role": "user", "content": "Write a very long story about a fox and a river."}]
+        body = {"messages": messages, "max_tokens": 1500, "stream": True, "logit_bias": {"0": -100, "2": -100}}
         headers = {"authorization": f"Bearer {self.key}"}
-        with httpx.stream("POST", f"{self.url}{CHAT}", json=body, headers=headers, timeout=120) as answer:
+        with httpx.stream("POST", f"{self.url}{OPENAI}", json=body, headers=headers, timeout=120) as answer:
             assert answer.status_code == 200
             next(answer.iter_raw())
             yield
@@ -169,7 +170,7 @@ def submitted(client: Client) -> str:
 
 def check_job(client: Client, job_id: str) -> None:
     path = f"{JOBS}/{job_id}"
-    until(lambda: client.call("GET", path).json()["state"] in ("completed", "failed"), 120, "the job has not ended")
+    until(lambda: client.call("GET", path).json()["state"] in ("completed", "failed"), 240, "the job has not ended")
     job = client.call("GET", path).json()
     assert (job["state"], job["adapter"]) == ("completed", "tiny:bot@1"), job
     events = client.call("GET", f"{path}/progress", params={"limit": 1000}).json()["events"]
