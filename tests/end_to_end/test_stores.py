@@ -79,7 +79,8 @@ class Client:
         headers = {"authorization": f"Bearer {self.key}"}
         with httpx.stream("POST", f"{self.url}{OPENAI}", json=body, headers=headers, timeout=120) as answer:
             assert answer.status_code == 200
-            next(answer.iter_raw())
+            parts = answer.iter_raw()  # kept: whoever drops it hangs up
+            next(parts)
             yield
 
     def at_once(self, num: int, **fields: object) -> Counter[int]:
