@@ -63,7 +63,7 @@ def own_folder() -> Iterator[Path]:
 def program(name: str, elsewhere: str = "") -> Path:
     """Where it is: on the path, or the newest that fits a pattern below /."""
     if (found := shutil.which(name)) is not None:
-        return Path(found).resolve()
+        return Path(found)
     others = list(Path("/").glob(elsewhere)) if elsewhere else []
     assert others, f"{name} is not installed: `make services` brings it"
     return max(others, key=lambda path: [int(part) for part in path.parts if part.isdigit()])

@@ -22,7 +22,7 @@ class PostgreSQL(OwnServer):
     """Letters beyond ASCII are what its locale knows nothing of (C), as in many containers."""
 
     def __init__(self, folder: Path) -> None:
-        programs = program("postgres", "usr/lib/postgresql/*/bin/postgres").parent
+        programs = program("postgres", "usr/lib/postgresql/*/bin/postgres").resolve().parent
         made = subprocess.run(
             [programs / "initdb", "-D", folder / "data", "-U", "test", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
             user=user(),
