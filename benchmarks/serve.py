@@ -78,7 +78,7 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise RuntimeError("the server does not start")
 
 
-async def streamed(address: str, text: str) -> list[float]:
+async def streamed(address: str, text: str, key: str | None = None) -> list[float]:
     """When each event of a reply came. Reads no JSON: a client must not take what the server could use."""
     body = json.dumps(
         {
@@ -94,6 +94,8 @@ async def streamed(address: str, text: str) -> list[float]:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
+    if key is not None:
+        head += f"Authorization: Bearer {key}\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
     times: list[float] = []
     received = b""
@@ -105,12 +107,12 @@ async def streamed(address: str, text: str) -> list[float]:
     return times
 
 
-def measure_ours(address: str, concurrency: int) -> dict[str, Any]:
+def measure_ours(address: str, concurrency: int, key: str | None = None) -> dict[str, Any]:
     """As the client sees it, which is this process."""
 
     async def run(texts: list[str]) -> dict[str, Any]:
         start = time.perf_counter()
-        times = await asyncio.gather(*(streamed(address, text) for text in texts))
+        times = await asyncio.gather(*(streamed(address, text, key) for text in texts))
         seconds = time.perf_counter() - start
         return {
             "tokens_per_second": NUM_TOKENS * len(texts) / seconds,
@@ -207,12 +209,13 @@ def main() -> None:
     parser.add_argument("--concurrencies", nargs="+", type=int, default=[1, 4, 16, 32])
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "GGUF"), help=argparse.SUPPRESS)
     parser.add_argument("--client", nargs=2, metavar=("ADDRESS", "CONCURRENCY"), help=argparse.SUPPRESS)
+    parser.add_argument("--key", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
         print(json.dumps(PEERS[arguments.peer[0]](Path(arguments.peer[1]), arguments.concurrencies)))
         return
     if arguments.client:
-        print(json.dumps(measure_ours(arguments.client[0], int(arguments.client[1]))))
+        print(json.dumps(measure_ours(arguments.client[0], int(arguments.client[1]), arguments.key)))
         return
     # These import torch or take long, and a client needs nothing of them.
     from mini_claude.models.catalog import BUILTIN

@@ -1,5 +1,4 @@
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -175,15 +174,38 @@ def test_a_failed_job_goes_on_when_it_is_resumed(jobs: JobRepository) -> None:
     assert claim(jobs)[0].id == job.id
 
 
-def test_jobs_outlive_the_process(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'jobs.db'}"
-    first = Database(url)
+def test_jobs_outlive_the_process(any_url: str) -> None:
+    first = Database(any_url)
     first.migrate()
     job = submit(repository(first))
     first.close()
-    second = Database(url)
+    second = Database(any_url)
     assert JobRepository(second).get(ME, job.id) == job
     second.close()
+
+
+def test_hosts_that_share_a_database_run_what_they_have_the_data_for_and_leave_each_others_trainers_alone(
+    jobs: JobRepository,
+) -> None:
+    first, second = submit(jobs), submit(jobs)
+    assert jobs.claim(1, "one", lambda sha256: sha256 != SPEC.dataset_sha256) is None
+    claimed = jobs.claim(1, "one", lambda sha256: sha256 == SPEC.dataset_sha256)
+    assert claimed is not None
+    assert (claimed.id, jobs.claim(1, "one")) == (first.id, None)
+    assert jobs.running("two") == ()
+    assert jobs.running("one") == (jobs.get(ME, first.id),)
+    other = jobs.claim(1, "two")  # as many a host
+    assert other is not None
+    assert other.id == second.id
+    assert claimed.token is not None
+    jobs.interrupt(first.id, claimed.token, "It died.")
+    assert jobs.claim(2, "two") is None  # its checkpoints are not there
+    assert (jobs.any_open("one"), jobs.any_open("three")) == (True, False)
+    assert jobs.cancel(ME, first.id).state == "cancelled"
+    jobs.resume(ME, first.id)  # the way to another host, where the first is gone for good
+    again = jobs.claim(2, "two")
+    assert again is not None
+    assert again.id == first.id
 
 
 def test_no_job_is_made_or_resumed_whose_data_is_gone(jobs: JobRepository, database: Database) -> None:

@@ -5,31 +5,22 @@ import hashlib
 from dataclasses import replace
 
 import pytest
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from mini_claude.data.database import MIGRATIONS, Database
+from mini_claude.data.database import Database
 from mini_claude.data.door import DoorRepository
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.records import ApiKey, Limits
 from mini_claude.errors import NotFound, Unauthorized
 from mini_claude.services.keys import KeyService
 
+from .migrating import migrate_to
+
 KEY = ApiKey("1" * 32, "laptop", "mc-abcdef", 1.0, "user", 20.0)
 PLAIN = "mc-" + "A" * 43
 REVOKED = "mc-" + "B" * 43
 OLD_COLUMNS = "id, name, prefix, sha256, created_at, revoked_at"
-
-
-def migrate_to(database: Database, revision: str) -> None:
-    """As an earlier version of the program would have left it."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    with database._writer.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
 
 
 def test_a_key_is_found_as_it_was_stored(database: Database) -> None:
@@ -56,9 +47,8 @@ def test_a_key_is_active_until_it_is_revoked_or_its_time_has_come(changes: dict[
     assert replace(KEY, **changes).state(10.0) == state  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["file", "memory"])
-def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: str, url: str) -> None:
-    database = Database(url if kind == "file" else "sqlite://")
+def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(any_url: str) -> None:
+    database = Database(any_url)
     migrate_to(database, "0005")
     with database.write() as session:
         for number, (plain, revoked_at) in enumerate(((PLAIN, None), (REVOKED, 3.0)), 1):
@@ -80,9 +70,8 @@ def test_keys_from_before_roles_stay_what_they_were_and_can_do_everything(kind: 
     database.close()
 
 
-@pytest.mark.parametrize("kind", ["file", "memory"])
-def test_keys_from_before_limits_have_none_of_their_own(kind: str, url: str) -> None:
-    database = Database(url if kind == "file" else "sqlite://")
+def test_keys_from_before_limits_have_none_of_their_own(any_url: str) -> None:
+    database = Database(any_url)
     migrate_to(database, "0006")
     values = f"'{KEY.id}', '{KEY.name}', '{KEY.prefix}', 'f', {KEY.created_at}, NULL, '{KEY.role}', {KEY.expires_at}"
     with database.write() as session:

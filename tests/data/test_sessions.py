@@ -1,6 +1,7 @@
 """What the session repository promises beyond what the chat service's tests show."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -78,3 +79,39 @@ def test_every_call_refuses_another_owner(sessions: SessionRepository) -> None:
             call()
     assert sessions.list("bob", 10) == ()
     assert sessions.conversation("alice", SESSION.id).session.title == "title"
+
+
+@pytest.mark.parametrize(
+    ("said", "sought"),
+    [
+        ("Über Ärger", "über ä"),
+        ("ПРИВЕТ", "привет"),
+        ("Straße", "STRASSE"[:4]),
+        ("100 %_\\ sure", "%_\\"),
+        ("ΟΔΟΣ", "οδος"),
+    ],
+)
+@pytest.mark.parametrize("place", ["title", "content"])
+def test_a_search_folds_every_letter_and_knows_no_wildcards(
+    sessions: SessionRepository, place: str, said: str, sought: str
+) -> None:
+    title, content = (said, "x") if place == "title" else ("x", said)
+    session = ChatSession(SESSION.id, "alice", title, None, None, None, 1.0, 1.0)
+    sessions.begin("alice", [Turn("u" * 32, SESSION.id, None, "user", content, "done", 1.0)], create=session)
+    assert [each.id for each in sessions.list("alice", 10, text=sought)] == [SESSION.id]
+    assert sessions.list("alice", 10, text=sought + "!") == ()
+
+
+def test_the_longest_reference_of_a_model_is_stored(sessions: SessionRepository) -> None:
+    reference = f"{'m' * 64}:{'a' * 64}@{10**9}"
+    turns = [replace(turn, model=reference) for turn in chain(2)]
+    sessions.begin("alice", turns, create=SESSION, model=reference)
+    session, path = sessions.branch("alice", SESSION.id, "r" * 32)
+    assert (session.model, path[-1].model) == (reference, reference)
+
+
+def test_a_reply_with_nul_is_stored_with_a_character_of_the_same_length(sessions: SessionRepository) -> None:
+    sessions.begin("alice", chain(2), create=SESSION)
+    assert sessions.finish("r" * 32, ReplyEnding("a\0b", "stop", Usage(3, 2, 1), (1, 3)))
+    turn = sessions.reply("alice", "r" * 32)
+    assert (turn.content, turn.delta_ends) == ("a\ufffdb", (1, 3))

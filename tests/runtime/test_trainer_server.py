@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from mini_claude.data.database import Database
 from mini_claude.data.dataset_store import DatasetStore
@@ -29,8 +30,8 @@ ARGUMENTS = TrainingArguments(max_steps=3, save_steps=1, learning_rate=0.01, max
 class Workplace:
     """A data directory with a dataset, the model `tiny` and jobs of both."""
 
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(data_dir=folder / "data")
+    def __init__(self, folder: Path, database_url: SecretStr | None = None) -> None:
+        self.settings = Settings(data_dir=folder / "data", database_url=database_url)
         self.database = Database(self.settings.effective_database_url)
         self.database.migrate()
         self.jobs = JobRepository(self.database)
@@ -98,3 +99,17 @@ def test_a_job_on_a_full_disk_says_so_and_ends_as_if_nothing_had_been_when_there
     assert job.state == "completed"
     assert job.adapter == "tiny:two@1"
     assert workplace.weights(job_id) == workplace.weights(undisturbed)
+
+
+def test_a_job_is_the_same_on_postgresql(workplace: Workplace, postgresql_url: str, tmp_path: Path) -> None:
+    expected = workplace.run(workplace.submit("bot"))
+    assert expected.state == "completed"
+    other = Workplace(tmp_path / "other", SecretStr(postgresql_url))
+    job = other.run(other.submit("bot"))
+    assert (job.state, job.adapter, job.progress.keys()) == ("completed", "tiny:bot@1", expected.progress.keys())
+    assert other.weights(job.id) == workplace.weights(expected.id)
+    told, expected_told = (
+        each.jobs.events(OWNER, ran.id, 0, 1000) for each, ran in ((other, job), (workplace, expected))
+    )
+    assert [event.type for event in told] == [event.type for event in expected_told]
+    other.database.close()

@@ -65,9 +65,10 @@ async def talk(worker: Worker, content: str | None, session_id: str | None = Non
     return reply
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data", engine="echo")
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
+    return Settings(data_dir=tmp_path / "data", engine="echo", database_url=url)
 
 
 @pytest.fixture

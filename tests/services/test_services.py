@@ -33,6 +33,7 @@ async def test_memory_holds_sessions_for_one_worker_only(settings: Settings, eng
     await again.aclose()
 
 
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 async def test_a_full_disk_refuses_session_turns_and_nothing_else(worker: Worker, engine: FakeEngine) -> None:
     first = await talk(worker, "first")
     with full_disk(worker.services.database):
@@ -47,6 +48,7 @@ async def test_a_full_disk_refuses_session_turns_and_nothing_else(worker: Worker
     assert len((await worker.chat.get(LOCAL, first.session_id)).turns) == 4
 
 
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 async def test_a_disk_that_fills_while_a_reply_runs_loses_only_what_could_not_be_written(
     worker: Worker, engine: FakeEngine
 ) -> None:

@@ -174,6 +174,8 @@ async def test_a_parent_must_be_a_finished_reply_of_the_same_session(worker: Wor
         says("half a pair: \ud800"),
         says("x", system="\udfff"),
         says("x", "\ud800"),
+        says("a\0b"),
+        says("x", system="a\0b"),
     ],
 )
 async def test_turns_that_cannot_be_answered_are_refused(worker: Worker, turn: object) -> None:

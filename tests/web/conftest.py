@@ -1,4 +1,4 @@
-"""The application over real services, an in-memory database and the echo engine, called without a socket."""
+"""The application over real services, a database and the echo engine, called without a socket."""
 
 import asyncio
 import json
@@ -69,17 +69,41 @@ class Site:
 
 
 OpenSite = Callable[..., Awaitable[Site]]
+IN_MEMORY = "sqlite://"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that is marked for both databases, opens one and does not choose itself, runs on both."""
+    marked = metafunc.definition.get_closest_marker("both_databases") is not None
+    chosen = any(mark.args[0] == "database_url" for mark in metafunc.definition.iter_markers("parametrize"))
+    if marked and "database_url" in metafunc.fixturenames and not chosen:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture
-async def open_site(tmp_path: Path) -> AsyncIterator[OpenSite]:
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Where a site stores what it has to, unless its test says otherwise."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return IN_MEMORY
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
+
+
+@pytest.fixture
+def shared_database_url(database_url: str, tmp_path: Path) -> str:
+    """The same, where other processes could see it, as jobs need it."""
+    return f"sqlite:///{tmp_path / 'jobs.db'}" if database_url == IN_MEMORY else database_url
+
+
+@pytest.fixture
+async def open_site(tmp_path: Path, database_url: str) -> AsyncIterator[OpenSite]:
     """Opens an application with the given settings; its runtime may be given too."""
     async with AsyncExitStack() as stack:
 
         async def open_one(runtime: EchoRuntime | None = None, **changes: Any) -> Site:
-            memory = SecretStr("sqlite://")
+            stored = SecretStr(database_url)
             settings = Settings(
-                **{"engine": "echo", "preload": False, "database_url": memory, "data_dir": tmp_path, **changes}
+                **{"engine": "echo", "preload": False, "database_url": stored, "data_dir": tmp_path, **changes}
             )
             own = runtime or EchoRuntime()
             services = await open_services(settings, own)

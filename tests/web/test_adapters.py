@@ -39,6 +39,7 @@ def add(site: Site, *, owner: str = LOCAL.owner) -> Path:
     return path
 
 
+@pytest.mark.both_databases
 async def test_every_version_is_shown_with_its_certificate(client: httpx2.AsyncClient, site: Site) -> None:
     assert (await client.get(ADAPTERS)).json() == {"adapters": []}
     add(site)
@@ -51,6 +52,7 @@ async def test_every_version_is_shown_with_its_certificate(client: httpx2.AsyncC
     assert (await client.get(f"{ADAPTERS}/smollm2-135m:bot@1")).json() == first
 
 
+@pytest.mark.both_databases
 async def test_a_deleted_version_and_its_files_are_gone_and_the_others_stay(
     client: httpx2.AsyncClient, site: Site
 ) -> None:
@@ -113,6 +115,7 @@ def kept(site: Site) -> list[Path]:
     return [path for path in folder.iterdir() if path.name != ".lock"] if folder.exists() else []
 
 
+@pytest.mark.both_databases
 async def test_an_imported_adapter_is_the_next_version_with_what_is_known_of_it(
     client: httpx2.AsyncClient, site: Site, base: Path, adapter: Path
 ) -> None:
@@ -317,6 +320,7 @@ async def test_only_its_owner_may_take_an_adapter_away_or_verify_it(client: http
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
 
 
+@pytest.mark.both_databases
 async def test_a_name_belongs_to_whoever_had_it_first(client: httpx2.AsyncClient, site: Site, adapter: Path) -> None:
     """Else somebody who asks for the newest version would be given another's weights."""
     AdapterRepository(site.services.database).add(SOMEBODY_ELSE, "tiny", "bot", "job0", {}, None)

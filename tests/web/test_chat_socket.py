@@ -18,6 +18,8 @@ from mini_claude.web.routes import chat_socket
 from .conftest import OpenSite, Site, eventually, served
 from .echo_runtime import EchoRuntime
 
+pytestmark = pytest.mark.both_databases
+
 
 class Talk:
     """A client of /ws/chat."""

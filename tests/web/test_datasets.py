@@ -22,6 +22,8 @@ from mini_claude.web.upload import UploadForm
 from .conftest import OpenSite, Site, eventually, served, short_processes
 from .test_bounds import TRAVERSALS
 
+pytestmark = pytest.mark.both_databases
+
 PATH = "/api/v1/datasets"
 CONTENT = b'["Hi", "Yo"]\n["Hi"]\n'
 BOUNDARY = "xYzZY"

@@ -7,6 +7,8 @@ import pytest
 
 from .conftest import Site
 
+pytestmark = pytest.mark.both_databases
+
 
 async def say(client: httpx2.AsyncClient, text: str = "Hello") -> dict[str, Any]:
     answer = await client.post(

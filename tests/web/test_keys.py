@@ -11,6 +11,8 @@ from mini_claude.services.identity import LOCAL_OWNER
 
 from .conftest import OpenSite, Site
 
+pytestmark = pytest.mark.both_databases
+
 KEYS = "/api/v1/keys"
 ME = "/api/v1/me"
 ELSEWHERE = ("192.168.1.7", 40000)

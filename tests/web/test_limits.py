@@ -15,6 +15,8 @@ from mini_claude.types import Message, SamplingParams
 from .conftest import OpenSite, Site, served
 from .echo_runtime import EchoRuntime
 
+pytestmark = pytest.mark.both_databases
+
 NATIVE = "/api/v1/chat/completions"
 OPENAI = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

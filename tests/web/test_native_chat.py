@@ -9,6 +9,8 @@ import pytest
 from .conftest import OpenSite, Site
 from .echo_runtime import EchoRuntime
 
+pytestmark = pytest.mark.both_databases
+
 CHAT = "/api/v1/chat/completions"
 SESSIONS = "/api/v1/chat/sessions"
 

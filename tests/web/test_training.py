@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,14 +19,16 @@ from mini_claude.web.schemas.training import LoraFields, TrainingFields
 
 from .conftest import OpenSite, Site, served
 
+pytestmark = pytest.mark.both_databases
+
 JOBS = "/api/v1/training/jobs"
 ROWS = b'["Hi", "Yo"]\n["What?", "That."]\n'
 
 
 @pytest.fixture
-async def file_site(open_site: OpenSite, tmp_path: Path) -> Site:
+async def file_site(open_site: OpenSite, shared_database_url: str) -> Site:
     """Jobs need a database that other processes could see."""
-    return await open_site(database_url=SecretStr(f"sqlite:///{tmp_path / 'jobs.db'}"))
+    return await open_site(database_url=SecretStr(shared_database_url))
 
 
 async def upload(client: httpx2.AsyncClient) -> None:
@@ -95,9 +96,9 @@ async def test_what_cannot_be_trained_is_refused_by_name(
     [({"engine": "llama_cpp"}, 400), ({"engine": "auto", "device": "cpu"}, 400), ({"engine": "torch"}, 201)],
 )
 async def test_an_adapter_that_could_not_be_served_is_not_trained(
-    open_site: OpenSite, tmp_path: Path, settings: dict[str, Any], status: int
+    open_site: OpenSite, shared_database_url: str, settings: dict[str, Any], status: int
 ) -> None:
-    site = await open_site(database_url=SecretStr(f"sqlite:///{tmp_path / 'jobs.db'}"), **settings)
+    site = await open_site(database_url=SecretStr(shared_database_url), **settings)
     async with site.client() as client:
         await upload(client)
         answer = await client.post(JOBS, json=job(lora_config={"use_dora": True}))
@@ -162,6 +163,7 @@ async def test_somebody_elses_job_does_not_exist(file_site: Site) -> None:
         assert (await other.post(JOBS, json=job())).status_code == 404  # nor does their data
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 async def test_a_database_in_memory_takes_no_jobs(site: Site) -> None:
     async with site.client() as client:
         await upload(client)

@@ -26,7 +26,7 @@ class AdapterRepository:
 
         Raises `Conflict` where model:name is another owner's: whoever asks for its newest version would get this one.
         """
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             if job_id is not None:
                 known = session.scalar(select(AdapterRow).where(AdapterRow.job_id == job_id))
                 if known is not None:

@@ -2,7 +2,8 @@
 
 SQLite runs in WAL mode with `synchronous=FULL` (a committed turn survives a power cut) and takes its write lock when
 a writing transaction begins, because a transaction that starts as a reader and then wants to write can only fail
-when another one wrote in between. Everything else here is plain SQLAlchemy, so PostgreSQL works by its URL.
+when another one wrote in between. On PostgreSQL transactions run side by side: what looks at some rows before it writes
+others locks a row of which all depend, or asks for a transaction `alone`.
 """
 
 import fcntl
@@ -19,27 +20,21 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Engine, StaticPool, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, StaticPool, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
 
+from mini_claude.data.storage_errors import BUSY_SECONDS, hide_details, storage_errors
 from mini_claude.errors import InvalidRequest, StorageError
 
-BUSY_SECONDS: Final = 30
 ERASE_BUSY_SECONDS: Final = 2.0  # a reader that holds on to what is to be erased
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-
-# What the database says, the code of the error that we raise, and what the person is told.
-_REASONS: Final = (
-    ("disk is full", "disk_full", "The disk is full; free some space, nothing that was stored is lost."),
-    ("no space left", "disk_full", "The disk is full; free some space, nothing that was stored is lost."),
-    ("no such table", "storage_error", "The database was removed while the server ran; restart the server."),
-    ("unable to open", "storage_error", "The database cannot be opened; check that its folder exists and is ours."),
-    ("readonly", "storage_error", "The database is read-only; check the permissions of its file and folder."),
-    ("locked", "storage_error", f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
-    ("not a database", "storage_error", "The database file is damaged; restore a copy or move it away."),
-    ("malformed", "storage_error", "The database file is damaged; restore a copy or move it away."),
-)
+CONNECT_SECONDS: Final = 5
+# So many connections a process: 8 workers, supervisor, page and a trainer stay below the 100 of PostgreSQL's default.
+POOL_SIZE: Final = 4
+POOL_OVERFLOW: Final = 4
+_MIGRATING: Final = 0x6D696E69  # keys of PostgreSQL's advisory locks
+_ALONE: Final = 0x6D696E6A
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +54,23 @@ class Database:
 
     def __init__(self, url: str) -> None:
         try:
-            self._url = make_url(url)
+            self._url = _with_driver(make_url(url))
             self._sqlite = self._url.get_backend_name() == "sqlite"
             self.in_memory = self._sqlite and self._url.database in (None, "", ":memory:")
             self.file = Path(self._url.database or "") if self._sqlite and not self.in_memory else None
+            self.shared = not self._sqlite  # other hosts may use it too
             self._engine = self._create_engine()
-        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise InvalidRequest(
-                f"database_url is not usable ({error}); use sqlite:///file, or postgresql+psycopg://user@host/name "
-                "with psycopg installed.",
+                f"database_url is not usable ({error}): use sqlite:///file, or postgresql://user@host/name after "
+                "`pip install 'mini-claude[postgres]'`.",
                 param="database_url",
             ) from error
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        # SQLite's readers see one moment anyway.
+        self._reader = (
+            self._engine if self._sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
+        )
         # SQLite has one writer at a time anyway: our own threads queue here in order instead of polling its lock.
         # In memory all threads share one connection, so that readers have to queue too.
         lock = threading.Lock()
@@ -79,7 +79,20 @@ class Database:
 
     def _create_engine(self) -> Engine:
         if not self._sqlite:
-            return create_engine(self._url, pool_pre_ping=True, hide_parameters=True)
+            engine = create_engine(
+                self._url,
+                hide_parameters=True,
+                pool_pre_ping=True,  # a server that was restarted costs no request
+                pool_size=POOL_SIZE,
+                max_overflow=POOL_OVERFLOW,
+                connect_args={
+                    "connect_timeout": CONNECT_SECONDS,
+                    "client_encoding": "utf8",
+                    "application_name": "mini-claude",
+                },
+            )
+            event.listen(engine, "handle_error", hide_details)
+            return engine
         if self.file is not None:
             try:
                 self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -98,9 +111,10 @@ class Database:
         """Bring the tables up to date; safe when several processes do it at once, and when one dies half-way."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._one_process(), self._write_lock, _storage_errors(), self._writer.begin() as connection:
+        with self._one_process(), self._write_lock, storage_errors(), self._writer.begin() as connection:
             if not self._sqlite:
-                connection.execute(text("SELECT pg_advisory_xact_lock(0x6D696E69)"))
+                _require_unicode(connection)
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATING})
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -112,7 +126,7 @@ class Database:
     def examine(self) -> DatabaseState:
         """Read all of it (SQLite; some seconds for each GB) and change nothing. Raises `StorageError`."""
         head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-        with self._read_lock, _storage_errors(), self._engine.connect() as connection:
+        with self._read_lock, storage_errors(), self._engine.connect() as connection:
             checks = ("integrity_check(5)", "foreign_key_check") if self._sqlite else ()
             complaints = [
                 " ".join(map(str, row)) for each in checks for row in connection.execute(text(f"PRAGMA {each}"))
@@ -137,16 +151,20 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A consistent view; nothing that is changed in it is kept. Raises `StorageError`."""
-        with self._read_lock, _storage_errors(), Session(self._engine) as session:
+        with self._read_lock, storage_errors(), Session(self._reader) as session:
             yield session
 
     @contextmanager
-    def write(self) -> Iterator[Session]:
+    def write(self, *, alone: bool = False) -> Iterator[Session]:
         """A transaction: all of it is on the disk when the block ends, or none of it when the block raises.
 
-        Raises `StorageError`; a violated constraint stays SQLAlchemy's `IntegrityError`, for the repository to name.
+        `alone`: no other one that was asked for so runs at the same time, in whatever process (with SQLite none ever
+        does), and what those before it wrote is seen. Raises `StorageError`; a violated constraint stays SQLAlchemy's
+        `IntegrityError`, for the repository to name.
         """
-        with self._write_lock, _storage_errors(), Session(self._writer) as session, session.begin():
+        with self._write_lock, storage_errors(), Session(self._writer) as session, session.begin():
+            if alone and not self._sqlite:
+                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
             yield session
 
     def erase_deleted(self) -> bool:
@@ -158,7 +176,7 @@ class Database:
         if self.file is None:
             return True
         plain = self._engine.execution_options(begin=None)  # SQLite does none of this inside of a transaction
-        with self._write_lock, _storage_errors(), plain.connect() as connection:
+        with self._write_lock, storage_errors(), plain.connect() as connection:
             mark = connection.scalar(text("PRAGMA user_version"))
             if mark == 0:
                 return True
@@ -187,6 +205,23 @@ def mark_for_erasing(session: Session) -> None:
         session.execute(text(f"PRAGMA user_version = {(mark + 1) % 2**31 or 1}"))
 
 
+def _with_driver(url: URL) -> URL:
+    """The URL with the one driver of PostgreSQL that is tested. Raises `ArgumentError` for any other database."""
+    if url.drivername == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername != "postgresql+psycopg" and url.get_backend_name() != "sqlite":
+        raise ArgumentError(f"{url.drivername} is not supported")
+    return url
+
+
+def _require_unicode(connection: Connection) -> None:
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise StorageError(
+            f"The database stores text as {encoding}: make one with `createdb --encoding=UTF8 --template=template0`."
+        )
+
+
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # we begin transactions, not the driver
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
@@ -202,19 +237,3 @@ def _begin_sqlite(connection: Connection) -> None:
     statement = connection.get_execution_options().get("begin", "BEGIN")
     if statement is not None:
         connection.exec_driver_sql(statement)
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError:
-        raise
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, no database can hold it
-        raise InvalidRequest("A text holds half of a surrogate pair; send valid Unicode.") from error
-    except SQLAlchemyError as error:
-        said = str(error.orig if isinstance(error, DBAPIError) else error).lower()
-        for fragment, code, sentence in _REASONS:
-            if fragment in said:
-                raise StorageError(sentence, code=code) from error
-        raise StorageError("The database refused; the log of the server says why.") from error

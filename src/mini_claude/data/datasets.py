@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import Any, Final, cast
 
 from sqlalchemy import delete, func, insert, select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database
@@ -28,16 +27,13 @@ class DatasetRepository:
 
         Raises `Conflict` when the name is taken by something else.
         """
-        try:
-            with self._database.write() as session:
-                known = session.get(DatasetRow, dataset.name)
-                if known is None:
-                    session.execute(insert(DatasetRow).values(asdict(dataset)))
-                    return dataset, True
-                if (known.owner, known.sha256) == (dataset.owner, dataset.sha256):
-                    return _dataset(known), False
-        except IntegrityError:  # added by another process since we looked (PostgreSQL)
-            pass
+        with self._database.write(alone=True) as session:
+            known = session.get(DatasetRow, dataset.name)
+            if known is None:
+                session.execute(insert(DatasetRow).values(asdict(dataset)))
+                return dataset, True
+            if (known.owner, known.sha256) == (dataset.owner, dataset.sha256):
+                return _dataset(known), False
         raise Conflict(
             f"The name {dataset.name!r} is taken by another dataset; choose another name, or delete that one first.",
             code="dataset_exists",
@@ -60,7 +56,7 @@ class DatasetRepository:
 
         Raises `NotFound`, and `Conflict` while a job that has not ended reads it.
         """
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _own(session, owner, name)
             others = select(DatasetRow.name).where(DatasetRow.sha256 == row.sha256, DatasetRow.name != name)
             shared = session.scalar(others.limit(1)) is not None

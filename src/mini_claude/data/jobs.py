@@ -6,12 +6,12 @@ up late, finds its token outdated and can change nothing any more.
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Final, cast
 
 import msgspec
-from sqlalchemy import func, insert, select
+from sqlalchemy import ColumnElement, func, insert, or_, select, true
 from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database
@@ -26,7 +26,10 @@ WAITING: Final = ("pending", "interrupted")
 
 
 class JobRepository:
-    """Rows of `jobs` and `job_events`, one transaction a call. What belongs to another owner is `NotFound`."""
+    """Rows of `jobs` and `job_events`, one transaction a call, and one at a time in all processes.
+
+    What belongs to another owner is `NotFound`.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -39,7 +42,7 @@ class JobRepository:
         Raises `IdempotencyKeyReused` when that job was another request's, `NotFound` when the data is gone.
         """
         now = time.time()
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             query = select(JobRow).where(JobRow.owner == owner, JobRow.idempotency_key == key)
             if key is not None and (known := session.scalar(query)) is not None:
                 if known.body_sha256 != body_sha256:
@@ -89,7 +92,7 @@ class JobRepository:
 
     def cancel(self, owner: str, job_id: str) -> Job:
         """End a waiting job, or ask the trainer of a running one to end it. Raises `Conflict` when it has ended."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _own(session, owner, job_id)
             if row.state in ENDED:
                 raise Conflict(f"This job is {row.state}; only one that waits or runs can be cancelled.")
@@ -103,48 +106,55 @@ class JobRepository:
     def resume(self, owner: str, job_id: str) -> Job:
         """Let a failed or cancelled job go on from its last checkpoint. Raises `Conflict` for any other, and
         `NotFound` when its data is gone."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _own(session, owner, job_id)
             if row.state not in ("failed", "cancelled"):
                 raise Conflict(f"This job is {row.state}; only a failed or cancelled one can be resumed.")
             _require_data(session, owner, row.dataset_sha256)
             row.attempts, row.cancel_requested, row.error, row.ended_at = 0, False, None, None
-            row.state = "pending"
+            row.state, row.host = "pending", None
             _tell(session, row, "state", {"state": "pending", "reason": "resumed"})
             return _job(row)
 
-    # --- for the supervisor ---
+    # --- for the supervisor; `host` None: the database is this one's alone ---
 
-    def claim(self, max_running: int) -> Job | None:
-        """The oldest waiting job, now running under a new token; None while `max_running` run or none waits."""
-        with self._database.write() as session:
-            running = session.scalar(select(func.count()).where(JobRow.state == "running")) or 0
-            query = select(JobRow).where(JobRow.state.in_(WAITING)).order_by(JobRow.created_at, JobRow.id).limit(1)
-            row = session.scalar(query)
+    def claim(self, max_running: int, host: str | None = None, has_data: Callable[[str], bool] = bool) -> Job | None:
+        """The oldest waiting job, now running under a new token; None while `max_running` run here or none waits.
+
+        A job that was begun goes on where its checkpoints are. Any other may begin wherever `has_data`, given the hash
+        of its dataset, says so.
+        """
+        with self._database.write(alone=True) as session:
+            running = session.scalar(select(func.count()).where(JobRow.state == "running", _here(host))) or 0
+            query = select(JobRow).where(JobRow.state.in_(WAITING), _here(host))
+            waiting = session.scalars(query.order_by(JobRow.created_at, JobRow.id))
+            row = next((each for each in waiting if each.host == host or has_data(each.dataset_sha256)), None)
             if row is None or running >= max_running:
                 return None
+            row.host = host
             row.state, row.token, row.attempts = "running", uuid.uuid4().hex, row.attempts + 1
             row.pid = row.pid_started = None
             row.started_at = row.started_at or time.time()
             _tell(session, row, "state", {"state": "running", "attempt": row.attempts})
             return _job(row)
 
-    def running(self) -> Sequence[Job]:
-        """Everybody's running jobs."""
+    def running(self, host: str | None = None) -> Sequence[Job]:
+        """Everybody's jobs that run here."""
         with self._database.read() as session:
-            return tuple(_job(row) for row in session.scalars(select(JobRow).where(JobRow.state == "running")))
+            rows = session.scalars(select(JobRow).where(JobRow.state == "running", _here(host)))
+            return tuple(_job(row) for row in rows)
 
-    def any_open(self) -> bool:
-        """Whether a job waits or runs."""
+    def any_open(self, host: str | None = None) -> bool:
+        """Whether a job runs here, or waits and may run here."""
         with self._database.read() as session:
-            query = select(JobRow.id).where(JobRow.state.not_in(ENDED)).limit(1)
+            query = select(JobRow.id).where(JobRow.state.not_in(ENDED), _here(host)).limit(1)
             return session.scalar(query) is not None
 
     def interrupt(self, job_id: str, token: str, reason: str, *, by_itself: bool = True) -> None:
         """The trainer under that token is gone. The job waits for the next one, fails when too many have died
         `by_itself` (and not with the machine), and is cancelled when that was asked for. An outdated token changes
         nothing."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = session.get(JobRow, job_id)
             if row is None or row.state != "running" or row.token != token:
                 return
@@ -163,7 +173,7 @@ class JobRepository:
 
     def begin(self, job_id: str, token: str, pid: int, pid_started: float) -> Job:
         """The trainer is up. Raises `TrainerOutdated`, as everything below, when its token is not the job's."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             row.pid, row.pid_started = pid, pid_started
             _tell(session, row, "trainer_started", {"attempt": row.attempts})
@@ -171,7 +181,7 @@ class JobRepository:
 
     def append(self, job_id: str, token: str, kind: str, data: dict[str, Any]) -> bool:
         """Store an event; returns whether somebody has asked for the job to be cancelled."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             if kind == "progress":
                 row.progress = data
@@ -194,10 +204,14 @@ class JobRepository:
         adapter: str | None = None,
     ) -> None:
         """The job's last event."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             row = _held(session, job_id, token)
             row.adapter = adapter
             _end(session, row, state, error)
+
+
+def _here(host: str | None) -> ColumnElement[bool]:
+    return true() if host is None else or_(JobRow.host == host, JobRow.host.is_(None))
 
 
 def _require_data(session: Session, owner: str, sha256: str) -> None:
@@ -220,8 +234,6 @@ def _end(session: Session, row: JobRow, state: JobState, error: tuple[str, Error
 
 
 def _tell(session: Session, row: JobRow, kind: str, data: dict[str, Any]) -> None:
-    # Locks the job where rows can be locked (PostgreSQL), so that two writers never take one number.
-    session.execute(select(JobRow.id).where(JobRow.id == row.id).with_for_update())
     last = session.scalar(select(func.max(JobEventRow.number)).where(JobEventRow.job_id == row.id)) or 0
     values = {"job_id": row.id, "number": last + 1, "type": kind, "data": data, "created_at": time.time()}
     session.execute(insert(JobEventRow).values(values))

@@ -21,7 +21,7 @@ class PreferenceRepository:
 
     def add(self, preference: Preference, max_preferences: int) -> None:
         """Store it. Raises `Conflict` where its owner has so many already."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             own = select(func.count()).where(PreferenceRow.owner == preference.owner)
             if (session.scalar(own) or 0) >= max_preferences:
                 raise Conflict(

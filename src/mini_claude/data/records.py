@@ -112,6 +112,7 @@ class Turn:
     delta_ends: tuple[int, ...] = ()
     dropped_turn_ids: tuple[str, ...] = ()  # turns of the path that did not fit into the context
     error: tuple[str, ErrorInfo] | None = None
+    host: str | None = None  # whose engine writes it; None: the only one
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from sqlalchemy import Select, delete, func, insert, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from mini_claude.data.database import Database, mark_for_erasing
+from mini_claude.data.lower import Lower
 from mini_claude.data.records import ChatSession, Conversation, ReplyEnding, Turn, TurnRole, TurnStatus
 from mini_claude.data.tables import FeedbackRow, SessionRow, TurnRow
 from mini_claude.errors import ErrorInfo, NotFound
@@ -37,8 +38,9 @@ class SessionRepository:
                 last = own_session(session, owner, before)
                 query = query.where(tuple_(SessionRow.updated_at, SessionRow.id) < tuple_(last.updated_at, last.id))
             if text is not None:
-                said = select(TurnRow.session_id).where(TurnRow.content.icontains(text, autoescape=True))
-                titled = SessionRow.title.icontains(text, autoescape=True)
+                folded = text.lower()
+                said = select(TurnRow.session_id).where(Lower(TurnRow.content).contains(folded, autoescape=True))
+                titled = Lower(SessionRow.title).contains(folded, autoescape=True)
                 query = query.where(or_(titled, SessionRow.id.in_(said)))
             rows = session.scalars(query.order_by(SessionRow.updated_at.desc(), SessionRow.id.desc()).limit(limit))
             return tuple(_session(row) for row in rows)
@@ -110,7 +112,7 @@ class SessionRepository:
         """
         usage = ending.usage
         values = {
-            "content": ending.content,
+            "content": ending.content.replace("\0", "\ufffd"),  # a model can say it, PostgreSQL cannot store it
             "status": "failed" if ending.finish_reason == "error" else "done",
             "finish_reason": ending.finish_reason,
             "prompt_tokens": usage and usage.prompt_tokens,
@@ -120,6 +122,7 @@ class SessionRepository:
             "error": _error_values(ending.error),
         }
         with self._database.write() as session:
+            _lock_session_of(session, reply_id)
             ended = session.execute(
                 update(TurnRow)
                 .where(TurnRow.id == reply_id, TurnRow.status == "running")
@@ -206,19 +209,24 @@ def own_session(session: Session, owner: str, session_id: str, *, lock: bool = F
 
 
 def own_reply(session: Session, owner: str, reply_id: str, *, lock: bool = False) -> TurnRow:
-    """The row of an assistant turn, with `lock` its and its session's for the rest of the transaction.
-
-    Raises `NotFound`.
-    """
+    """The row of an assistant turn, with `lock` for the rest of the transaction. Raises `NotFound`."""
+    if lock:
+        _lock_session_of(session, reply_id)
     query = (
         select(TurnRow)
         .join(SessionRow, SessionRow.id == TurnRow.session_id)
         .where(TurnRow.id == reply_id, TurnRow.role == "assistant", SessionRow.owner == owner)
     )
-    row = session.scalar(query.with_for_update() if lock else query)
+    row = session.scalar(query)
     if row is None:
         raise NotFound("There is no such reply.", code="reply_not_found", param="reply_id")
     return row
+
+
+def _lock_session_of(session: Session, reply_id: str) -> None:
+    """Every change of a turn locks its session's row first, so that no two transactions wait for each other."""
+    owning = select(TurnRow.session_id).where(TurnRow.id == reply_id).scalar_subquery()
+    session.execute(select(SessionRow.id).where(SessionRow.id == owning).with_for_update())
 
 
 def _session(row: SessionRow) -> ChatSession:
@@ -257,6 +265,7 @@ def _turn(row: TurnRow) -> Turn:
         delta_ends=tuple(row.delta_ends),
         dropped_turn_ids=tuple(row.dropped_turn_ids),
         error=error or None,
+        host=row.host,
     )
 
 

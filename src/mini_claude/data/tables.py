@@ -7,6 +7,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 ID = String(32)  # uuid4, hexadecimal
 NAME = String(200)
+REFERENCE = String()  # model:adapter@version, or a folder's name; PostgreSQL, unlike SQLite, holds to a length
 
 
 class Base(DeclarativeBase):
@@ -85,7 +86,7 @@ class SessionRow(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     owner: Mapped[str] = mapped_column(ID, index=True)
     title: Mapped[str] = mapped_column(NAME)
-    model: Mapped[str | None] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(REFERENCE)
     system: Mapped[str | None] = mapped_column(Text)
     head_turn_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float] = mapped_column(Double)
@@ -93,7 +94,7 @@ class SessionRow(Base):
 
 
 class TurnRow(Base):
-    """A node in the tree of a session. `position` is its place among the session's turns, from 0.
+    """A node in the tree of a session. `position` is its place among the session's turns, from 0; `host` wrote a reply.
 
     `parent_id` does not cascade: SQLite stops a cascade that is 1,000 turns deep, and a conversation can be deeper.
     """
@@ -109,7 +110,7 @@ class TurnRow(Base):
     content: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[float] = mapped_column(Double)
-    model: Mapped[str | None] = mapped_column(String(64))
+    model: Mapped[str | None] = mapped_column(REFERENCE)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     prompt_tokens: Mapped[int | None]
     completion_tokens: Mapped[int | None]
@@ -117,6 +118,7 @@ class TurnRow(Base):
     delta_ends: Mapped[list[int]] = mapped_column(JSON)
     dropped_turn_ids: Mapped[list[str]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    host: Mapped[str | None] = mapped_column(ID)
 
 
 class FeedbackRow(Base):
@@ -174,7 +176,7 @@ class DatasetRow(Base):
 
 class JobRow(Base):
     """A training job. `token` is the right to run it: whoever starts a trainer makes a new one, which outdates
-    every trainer that was started before. `pid` and `pid_started` identify the trainer that holds it."""
+    every trainer that was started before. `pid` and `pid_started` identify the trainer that holds it, on `host`."""
 
     __tablename__ = "jobs"
     __table_args__ = (UniqueConstraint("owner", "idempotency_key", name="uq_jobs_owner_key"),)
@@ -196,6 +198,7 @@ class JobRow(Base):
     cancel_requested: Mapped[bool]
     progress: Mapped[dict[str, Any]] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    host: Mapped[str | None] = mapped_column(ID)
     adapter: Mapped[str | None] = mapped_column(NAME)
 
 
@@ -220,7 +223,7 @@ class AdapterRow(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True)
     owner: Mapped[str] = mapped_column(ID)
-    folder: Mapped[str] = mapped_column(ID, unique=True)
+    folder: Mapped[str] = mapped_column(REFERENCE, unique=True)
     job_id: Mapped[str | None] = mapped_column(ID, unique=True)
     facts: Mapped[dict[str, Any]] = mapped_column(JSON)
     certificate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

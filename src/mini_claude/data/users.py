@@ -87,7 +87,7 @@ class UserRepository:
 
     def revoke_token(self, token_id: str, expires_at: float) -> None:
         """Refuse the token from now on; a second time changes nothing."""
-        with self._database.write() as session:
+        with self._database.write(alone=True) as session:
             if session.get(RevokedTokenRow, token_id) is None:
                 session.add(RevokedTokenRow(id=token_id, expires_at=expires_at))
 

@@ -12,6 +12,8 @@ from typing import Any, Final
 from anyio.to_thread import run_sync
 
 from mini_claude.data.database import Database
+from mini_claude.data.dataset_store import DatasetStore
+from mini_claude.data.host import host_of
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.records import Job
 from mini_claude.errors import StorageError
@@ -30,9 +32,10 @@ START_SECONDS: Final = 60.0  # from claiming a job to its trainer's first word
 class JobQueue:
     """Watches the jobs of one data directory."""
 
-    def __init__(self, settings: Settings, jobs: JobRepository) -> None:
+    def __init__(self, settings: Settings, jobs: JobRepository, host: str | None) -> None:
         self._settings = settings
         self._jobs = jobs
+        self._host = host
         self._starting: dict[str, asyncio.subprocess.Process] = {}  # by token
         self._deadlines: dict[str, float] = {}  # by token: when a trainer that said nothing counts as dead
         self.busy = False  # a job waits or runs: the supervisor has a reason to live
@@ -48,7 +51,7 @@ class JobQueue:
             database.close()
             return None
         database.migrate()
-        return cls(settings, JobRepository(database))
+        return cls(settings, JobRepository(database), host_of(database, settings.data_dir))
 
     async def run(self) -> None:
         """Until cancelled. Trainers that run then go on."""
@@ -60,7 +63,7 @@ class JobQueue:
             await asyncio.sleep(TICK_SECONDS)
 
     async def _tick(self) -> None:
-        running = await run_sync(self._jobs.running)
+        running = await run_sync(self._jobs.running, self._host)
         for job in running:
             assert job.token is not None
             if (reason := self._gone(job, job.token)) is not None:
@@ -68,9 +71,14 @@ class JobQueue:
                 by_itself = job.token in self._starting  # else it died with the supervisor that started it
                 await run_sync(partial(self._jobs.interrupt, job.id, job.token, reason, by_itself=by_itself))
         self._forget(running)
-        while (claimed := await run_sync(self._jobs.claim, self._settings.max_running_jobs)) is not None:
+        while (claimed := await run_sync(self._claim)) is not None:
             await self._start(claimed)
-        self.busy = await run_sync(self._jobs.any_open)
+        self.busy = await run_sync(self._jobs.any_open, self._host)
+
+    def _claim(self) -> Job | None:
+        own = self._settings
+        datasets = DatasetStore(own.datasets_dir, own.max_dataset_bytes, own.dataset_quota_bytes)
+        return self._jobs.claim(own.max_running_jobs, self._host, lambda sha256: datasets.manifest(sha256) is not None)
 
     def _gone(self, job: Job, token: str) -> str | None:
         """Why the trainer of a running job is taken for dead, or None."""

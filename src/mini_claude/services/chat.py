@@ -21,6 +21,7 @@ from mini_claude.runtime.runtime import ReplyStream, Runtime
 from mini_claude.services.adapters import ServedModel
 from mini_claude.services.identity import Caller
 from mini_claude.services.models import ModelService
+from mini_claude.services.other_hosts import OtherHosts
 from mini_claude.services.permit import Permit
 from mini_claude.services.replies import ReplyStarter
 from mini_claude.services.reply_meter import MeteredReply
@@ -32,6 +33,7 @@ from mini_claude.services.session_turn import (
     draft,
     new_session,
     require_continuable,
+    require_storable,
     require_unicode,
     title_of,
 )
@@ -42,12 +44,18 @@ class ChatService:
     """Replies and sessions. It also raises what `ReplyStarter.start` raises, and `StorageError`."""
 
     def __init__(
-        self, runtime: Runtime, models: ModelService, replies: ReplyStarter, sessions: SessionRepository
+        self,
+        runtime: Runtime,
+        models: ModelService,
+        replies: ReplyStarter,
+        sessions: SessionRepository,
+        host: str | None = None,
     ) -> None:
         self._runtime = runtime
         self._models = models
         self._replies = replies
         self._sessions = sessions
+        self._others = OtherHosts(sessions, host)
         self._opening: set[asyncio.Task[SessionReply]] = set()
         self._running: dict[str, RunningReply] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
@@ -130,6 +138,7 @@ class ChatService:
             model=served.name,
             usage=Usage(stream.accepted.prompt_tokens, 0),
             dropped_turn_ids=tuple(each.id for each in plan.path[: stream.accepted.dropped_messages]),
+            host=self._others.host,
         )
         # Events are read while the disk is slow, else the runtime would take us for a reader that has gone.
         stored = asyncio.Event()
@@ -176,10 +185,12 @@ class ChatService:
     async def resume(self, caller: Caller, reply_id: str, after: int) -> SessionReply:
         """The reply's events after that number, from whatever worker it was started in and however long ago.
 
-        Raises `NotFound`, and `EngineDied` when the reply was lost with its engine.
+        Of one that another host writes, when it has ended. Raises `NotFound`, `EngineDied` when the reply was lost with
+        its engine, and `Unavailable` when the other host takes too long.
         """
         running = self._running.get(reply_id)
         turn = await run_sync(self._sessions.reply, caller.owner, reply_id)
+        turn = await self._others.ended(caller.owner, turn)
         if turn.status == "running":
             running = running or await self._attach(turn)
             if running is not None:
@@ -188,12 +199,13 @@ class ChatService:
         return SessionReply(turn, stored_record(turn), after)
 
     async def stop(self, caller: Caller, reply_id: str) -> None:
-        """Abort a reply if it still runs, in whatever worker. Raises `NotFound`."""
+        """Abort a reply if it still runs, in whatever worker. Raises `NotFound`, `Conflict` where another host's."""
         turn = await run_sync(self._sessions.reply, caller.owner, reply_id)
         if turn.status == "running":
             await self._abort(turn)
 
     async def _abort(self, turn: Turn) -> None:
+        self._others.require_ours(turn)
         running = self._running.get(turn.id) or await self._attach(turn)
         if running is not None:
             running.abort()
@@ -226,7 +238,7 @@ class ChatService:
         With `text` only sessions in whose title or turns it occurs. Raises `InvalidRequest`.
         """
         if text is not None:
-            require_unicode(text, "q")
+            require_storable(text, "q")
         return await run_sync(self._sessions.list, caller.owner, limit, before, text)
 
     async def get(self, caller: Caller, session_id: str) -> Conversation:
@@ -235,7 +247,7 @@ class ChatService:
 
     async def rename(self, caller: Caller, session_id: str, title: str) -> ChatSession:
         """Give the session another title, cut as a first message would be. Raises `NotFound`, `InvalidRequest`."""
-        require_unicode(title, "title")
+        require_storable(title, "title")
         line = title_of(title)
         if not line:
             raise InvalidRequest("The title is empty; write something.", param="title")

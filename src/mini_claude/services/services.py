@@ -15,6 +15,7 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.default_models import DefaultModelRepository
 from mini_claude.data.door import DoorRepository
 from mini_claude.data.feedback import FeedbackRepository
+from mini_claude.data.host import host_of
 from mini_claude.data.keys import KeyRepository
 from mini_claude.data.limit_counters import LimitCounters
 from mini_claude.data.models import ModelRepository
@@ -101,6 +102,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         datasets = DatasetRepository(database)
         dataset_service = DatasetService(datasets, models, settings)
         training = TrainingService(database, datasets, models, engine_choice)
+        host = await run_sync(host_of, database, settings.data_dir)
         windows, limits = await _limits(settings, database, opened)
         door = DoorRepository(database)
         keys = KeyService(KeyRepository(database), door)
@@ -109,7 +111,7 @@ async def open_services(settings: Settings, runtime: Runtime) -> Services:
         signer = TokenSigner(await run_sync(token_secret, settings.data_dir), settings.token_seconds)
         logins = LoginService(users, user_rows, signer, LoginAttempts(windows))
         replies = ReplyStarter(runtime, models, limits)
-        chat = ChatService(runtime, models, replies, SessionRepository(database))
+        chat = ChatService(runtime, models, replies, SessionRepository(database), host)
         feedback = FeedbackService(FeedbackRepository(database), PreferenceRepository(database))
         return Services(
             settings=settings,

@@ -73,9 +73,9 @@ def check_turn(turn: SessionTurn) -> None:
         raise InvalidRequest("The message is empty; write something.", param=turn.content_param)
     if turn.session_id is None and turn.parent_id:
         raise InvalidRequest("A new session has no turn to stand under; leave parent_id out.", param="parent_id")
-    stop = "".join(turn.params.stop)
-    for param, text in ((turn.content_param, turn.content), ("system", turn.system), ("stop", stop)):
-        require_unicode(text or "", param)
+    require_unicode("".join(turn.params.stop), "stop")
+    for param, text in ((turn.content_param, turn.content), ("system", turn.system)):
+        require_storable(text or "", param)
 
 
 def require_unicode(text: str, param: str) -> None:
@@ -84,6 +84,13 @@ def require_unicode(text: str, param: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(f"{param} holds half of a surrogate pair; send valid Unicode.", param=param) from error
+
+
+def require_storable(text: str, param: str) -> None:
+    """Raise `InvalidRequest` for what one of the databases cannot store: PostgreSQL knows no U+0000."""
+    require_unicode(text, param)
+    if "\0" in text:
+        raise InvalidRequest(f"{param} holds the character U+0000, which cannot be stored; leave it out.", param=param)
 
 
 def new_session(owner: str, turn: SessionTurn) -> ChatSession:

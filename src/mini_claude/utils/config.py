@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         None,
-        description="SQLAlchemy URL. Unset: an SQLite file in data_dir. sqlite:// keeps sessions in memory "
-        "(one worker only).",
+        description="postgresql://user:password@host/name, which several hosts may share. Unset: an SQLite file in "
+        "data_dir. sqlite:// keeps sessions in memory (one worker only).",
     )
 
     # the server
