@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 import uvicorn
@@ -20,6 +20,8 @@ from mini_claude.terminal.database import door_is_shut
 from mini_claude.terminal.doctor.command import doctor
 from mini_claude.terminal.server import bind_error, is_loopback, running_server
 from mini_claude.utils.config import NO_KEY_SENTENCE, Settings, settings_problem
+
+WS_ROOM_BYTES: Final = 65_536  # beyond the limit: a message that is a little too large is still told why
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chat with a small language model of your own.")
 app.add_typer(models.app, name="models")
@@ -69,6 +71,10 @@ def serve(
         log_config=None,
         access_log=False,
         forwarded_allow_ips=list(settings.trusted_proxies),
+        http="mini_claude.web.connections:HttpConnection",
+        ws="mini_claude.web.connections:WebSocketConnection",
+        ws_max_size=settings.max_body_bytes + WS_ROOM_BYTES,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
     )
 

@@ -16,12 +16,14 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from pydantic import SecretStr
 from sqlalchemy import text
+from starlette.types import ASGIApp
 
 from mini_claude.data.records import KeyRole
 from mini_claude.models.catalog import BUILTIN
 from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.web.api import create_app
+from mini_claude.web.connections import HttpConnection, WebSocketConnection
 
 from .echo_runtime import EchoRuntime
 
@@ -132,20 +134,37 @@ async def client(site: Site) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @asynccontextmanager
-async def served(site: Site, shutdown_seconds: int = 2) -> AsyncIterator[str]:
-    """The application behind a real socket on this machine; yields "host:port"."""
+async def listening(
+    app: ASGIApp, max_connections: int = 2000, shutdown_seconds: int = 2
+) -> AsyncIterator[tuple[str, uvicorn.Server]]:
+    """An application behind a real socket on this machine, as `mini-claude serve` does it; yields "host:port" too."""
     config = uvicorn.Config(
-        site.app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=shutdown_seconds
+        app,
+        port=0,
+        lifespan="off",
+        log_config=None,
+        http=HttpConnection,
+        ws=WebSocketConnection,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=shutdown_seconds,
     )
     server = uvicorn.Server(config)
     socket = config.bind_socket()
     socket.listen()  # from here on clients can connect; uvicorn takes them when it has started
     task = asyncio.create_task(server.serve(sockets=[socket]))
     try:
-        yield f"127.0.0.1:{socket.getsockname()[1]}"
+        yield f"127.0.0.1:{socket.getsockname()[1]}", server
     finally:
         server.should_exit = True
         await task
+
+
+@asynccontextmanager
+async def served(site: Site, shutdown_seconds: int = 2) -> AsyncIterator[str]:
+    """The site behind a real socket; yields "host:port"."""
+    max_connections = site.services.settings.max_connections
+    async with listening(site.app, max_connections, shutdown_seconds) as (address, _):
+        yield address
 
 
 def short_processes() -> list[psutil.Process]:

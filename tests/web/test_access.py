@@ -184,6 +184,39 @@ async def test_an_allowed_origin_gets_its_preflight_and_no_other_does(open_site:
     assert other.status_code == 403  # "*" is no wildcard
 
 
+async def test_a_page_may_use_every_method_and_header_that_routes_know(open_site: OpenSite) -> None:
+    site = await open_site(allowed_origins="https://app.example")
+    headers = {"origin": "https://app.example", "access-control-request-method": "PUT"}
+    async with site.client() as client:
+        allowed = (await client.options(WHO, headers=headers)).headers
+    methods = {method for method, _ in http_routes(site.app)}
+    assert methods <= set(allowed["access-control-allow-methods"].split(", "))
+    described = {
+        parameter["name"].lower()
+        for path in site.app.openapi()["paths"].values()
+        for operation in path.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "header"
+    }
+    assert described
+    assert described <= set(allowed["access-control-allow-headers"].split(", "))
+
+
+async def test_no_answer_is_more_to_a_browser_than_data(site: Site) -> None:
+    async with site.client() as client:
+        answers = [await client.get(path) for path in (WHO, "/v1/models/a", "/nowhere", "/docs", "/openapi.json")]
+        refused = await client.get(WHO, headers={"origin": "https://evil.example"})
+    assert [answer.status_code for answer in answers] == [200, 404, 404, 200, 200]
+    for answer in (*answers, refused):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers["cache-control"] == "no-store"
+        policy = answer.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+        assert policy.startswith("default-src 'none'")
+        assert ("script-src" in policy) == (answer.url.path == "/docs")
+
+
 def socket_status(site: Site, path: str, *, client: tuple[str, int] = LOCAL, **kwargs: Any) -> int:
     """101, or the status with which the WebSocket was refused."""
     test_client = TestClient(site.app, client=client)

@@ -297,6 +297,23 @@ async def test_nothing_is_done_before_a_good_key(site: Site, first: str | bytes)
     assert site.runtime.requests == []
 
 
+async def test_before_a_good_key_frames_are_small(site: Site) -> None:
+    key = await site.key()
+    room = json_socket.AUTH_BYTES - len(json.dumps({"type": "auth", "key": key}))
+    async with served(site) as address, talking(address, ready=False) as talk:
+        await talk.socket.send(" " * room + json.dumps({"type": "auth", "key": key}))
+        assert (await talk.frame())["type"] == "ready"
+        await talk.socket.send(" " * json_socket.AUTH_BYTES + json.dumps({"type": "auth", "key": key}))
+        assert (await talk.frame())["type"] == "ready"
+    async with served(site) as address, talking(address, ready=False) as talk:
+        await talk.socket.send(" " * (room + 1) + json.dumps({"type": "auth", "key": key}))
+        assert (await talk.error())["code"] == "payload_too_large"
+        with pytest.raises(ConnectionClosed) as closed:
+            await talk.frame()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
 async def test_a_client_that_says_nothing_is_sent_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_socket, "AUTH_SECONDS", 0.05)
     await site.key()

@@ -65,7 +65,10 @@ class Settings(BaseSettings):
         ("127.0.0.1", "::1"),
         description="Addresses and networks of reverse proxies, whose X-Forwarded-For and -Proto are believed.",
     )
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="Largest request body, and WebSocket message.")
+    max_connections: int = Field(
+        2000, ge=16, le=100_000, description="Connections of one API worker, WebSockets included; more get 503."
+    )
     shutdown_seconds: float = Field(20.0, ge=0, le=600, description="How long running replies may go on at SIGTERM.")
     drain_seconds: float = Field(
         0.0,

@@ -1,4 +1,5 @@
-"""What surrounds every request: an id, the Origin check, the body's bounds, metrics, and the last safety net.
+"""What surrounds every request: an id, the Origin check, the bounds of head, body and number, headers for browsers,
+metrics, and the last safety net.
 
 Pure ASGI, so that streams and WebSockets pass through it untouched. Who may call is the routers' business
 (deps.py); what is here holds for every path, also for those that no router knows.
@@ -17,7 +18,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mini_claude.errors import Forbidden, MiniClaudeError
+from mini_claude.errors import Forbidden, MiniClaudeError, Overloaded
 from mini_claude.runtime.messages import RequestServed
 from mini_claude.services.services import Services
 from mini_claude.utils.config import Settings
@@ -26,6 +27,7 @@ from mini_claude.web.deps import services_of
 from mini_claude.web.error_handlers import error_response, known_error
 from mini_claude.web.origins import PREFLIGHT_HEADERS, cors_headers, origin_allowed
 from mini_claude.web.request_body import read_body
+from mini_claude.web.request_head import check_head
 from mini_claude.web.streaming import shutting_down
 from mini_claude.web.upload import is_upload
 
@@ -34,6 +36,14 @@ log = get_logger(__name__)
 UNMATCHED: Final = "unmatched"  # the one label of all paths that no route knows
 METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"})
 CLIENT_GONE: Final = 499  # a status for metrics only: there is nobody left to read it
+# Of every answer that has no others: it is data, for the asker alone, and no browser makes anything else of it.
+ANSWER_HEADERS: Final = {
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
 
 
 class _Answer:
@@ -48,7 +58,10 @@ class _Answer:
         if message["type"] in ("http.response.start", "websocket.http.response.start", "websocket.accept"):
             self.status = message.get("status", 101)
             message.setdefault("headers", [])
-            MutableHeaders(scope=message).update(self._headers)
+            headers = MutableHeaders(scope=message)
+            headers.update(self._headers)
+            for name, value in ANSWER_HEADERS.items():
+                headers.setdefault(name, value)
         elif message["type"] == "websocket.close" and self.status is None:
             self.status = 403  # what a server answers when a WebSocket is closed before it was accepted
         await self._send(message)
@@ -59,6 +72,7 @@ class AccessMiddleware:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._num_open = 0  # requests and WebSockets of this worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request or WebSocket; never raises for a bug inside."""
@@ -72,6 +86,7 @@ class AccessMiddleware:
         origin = connection.headers.get("origin")
         answer = _Answer(send, {"x-request-id": request_id, **cors_headers(origin, services.settings)})
         started = time.perf_counter()
+        self._num_open += 1
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._serve(connection, services.settings, receive, answer)
@@ -85,10 +100,14 @@ class AccessMiddleware:
                 known = known_error(error, request_id)
                 await self._give_up(known, scope, receive, answer)
             finally:
+                self._num_open -= 1
                 _publish(scope, services, answer.status or CLIENT_GONE, time.perf_counter() - started)
 
     async def _serve(self, connection: HTTPConnection, settings: Settings, receive: Receive, answer: _Answer) -> None:
         scope = connection.scope
+        if self._num_open > settings.max_connections:
+            raise Overloaded("This server has as many connections as it can take: try again in a second.")
+        check_head(scope)
         origin = connection.headers.get("origin")
         if not origin_allowed(origin, connection.headers.get("host"), settings):
             raise Forbidden(

@@ -20,6 +20,7 @@ from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.access import AccessMiddleware
+from mini_claude.web.connections import allow_open_files
 from mini_claude.web.error_handlers import add_error_handlers
 from mini_claude.web.page_line import PageLine
 from mini_claude.web.routes import (
@@ -51,6 +52,7 @@ async def services_from_settings() -> AsyncIterator[Services]:
     """The services of a real worker: settings from the environment, the supervisor of the data directory."""
     settings = Settings()
     configure_logging(settings, "api")
+    allow_open_files(settings.max_connections)
     terminate_with_multiprocessing_parent()
     runtime = await RuntimeClient.connect(settings)
     try:

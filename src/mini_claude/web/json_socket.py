@@ -18,6 +18,7 @@ from mini_claude.web.schemas.socket import AuthFrame
 
 SUBPROTOCOL: Final = "mini-claude"  # a browser that offers its key as a subprotocol offers this one too
 AUTH_SECONDS: Final = 10.0
+AUTH_BYTES: Final = 4096  # of the frame with the key
 POLICY_VIOLATION: Final = 1008
 MESSAGE_TOO_BIG: Final = 1009
 
@@ -42,7 +43,7 @@ class JsonSocket:
         """Whose key or token the first frame brings. Raises `Unauthorized`."""
         try:
             async with asyncio.timeout(AUTH_SECONDS):
-                values = object_in(await self.receive())
+                values = object_in(await self._receive(AUTH_BYTES))
             frame = AuthFrame.model_validate(values)
         except (TimeoutError, InvalidRequest, ValidationError) as error:
             raise Unauthorized(KEY_SENTENCE) from error
@@ -50,13 +51,15 @@ class JsonSocket:
 
     async def receive(self) -> str:
         """The next text frame. Raises `PayloadTooLarge` beyond the bounds of a request body."""
+        return await self._receive(self._services.settings.max_body_bytes)
+
+    async def _receive(self, max_bytes: int) -> str:
         message = await self._websocket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
         text: str | None = message.get("text")
         if text is None:
             return ""  # a binary frame is no JSON object
-        max_bytes = self._services.settings.max_body_bytes
         if len(text) > max_bytes or len(text.encode("utf-8", "surrogatepass")) > max_bytes:
             raise PayloadTooLarge(f"The frame is larger than {max_bytes} bytes: send less at once.")
         return text

@@ -81,7 +81,7 @@ def cors_headers(origin: str | None, settings: Settings) -> dict[str, str]:
 
 
 PREFLIGHT_HEADERS: Final = {
-    "access-control-allow-methods": "GET, POST, PATCH, DELETE",
-    "access-control-allow-headers": "authorization, content-type, x-api-key",
+    "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE",
+    "access-control-allow-headers": "authorization, content-type, idempotency-key, x-api-key",
     "access-control-max-age": "600",
 }

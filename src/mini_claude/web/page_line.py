@@ -7,6 +7,7 @@ and is told in headers; the same headers from outside are thrown away.
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from mini_claude.errors import PayloadTooLarge, Unavailable
 from mini_claude.services.identity import Caller
 from mini_claude.web.shutdown import Shutdown
 from mini_claude.web.streaming import cancel_all, hung_up
+from mini_claude.web.upload import paced
 
 OWNER_HEADER: Final = "x-mini-claude-owner"
 KEY_HEADER: Final = "x-mini-claude-key-id"
@@ -97,13 +99,13 @@ class PageLine:
 
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
         num_bytes = 0
-        async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > self._max_upload_bytes:
-                raise PayloadTooLarge(
-                    f"The upload is larger than {self._max_upload_bytes} bytes (max_dataset_bytes): make it smaller."
-                )
-            yield chunk
+        async with aclosing(paced(request.stream())) as body:
+            async for chunk in body:
+                num_bytes += len(chunk)
+                if num_bytes > self._max_upload_bytes:
+                    most = f"{self._max_upload_bytes} bytes (max_dataset_bytes)"
+                    raise PayloadTooLarge(f"The upload is larger than {most}: make it smaller.")
+                yield chunk
 
 
 class PassedOn(Response):
@@ -123,6 +125,7 @@ class PassedOn(Response):
             if name.lower().decode("latin-1") not in NOT_FORWARDED - {"content-length"}
         ]
         self.headers.update(SECURITY_HEADERS)
+        self.headers.setdefault("cache-control", "no-cache")  # files may be kept, and are asked about each time
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or as much as the browser stays for. Raises `ClientDisconnect`."""

@@ -5,7 +5,8 @@ its file is a text like any other and never becomes a path.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,28 +64,36 @@ async def receive_upload(
     that is too slow, `ClientDisconnect`.
     """
     form = UploadForm(request.headers.get("content-type", ""), shape)
-    body = aiter(request.stream())
-    now = asyncio.get_running_loop().time
-    started = now()
     num_bytes = 0
-    try:
-        while True:
-            deadline = started + IDLE_SECONDS + num_bytes / MIN_BYTES_PER_SECOND
-            async with asyncio.timeout_at(min(now() + IDLE_SECONDS, deadline)):
-                chunk = await anext(body, None)
-            if chunk is None:
-                break
+    async with aclosing(paced(request.stream())) as body:
+        async for chunk in body:
             num_bytes += len(chunk)
             if num_bytes > max_bytes + FORM_BYTES:
                 raise _too_large(shape, max_bytes)
             form.feed(chunk)
             if form.num_held >= _WRITE_BYTES:
                 await run_sync(_write_all, write, form.take_content())
-    except TimeoutError as error:
-        raise HTTPStatusError(408, "The file did not arrive in time: send it faster.", "request_timeout") from error
     form.close()
     await run_sync(_write_all, write, form.take_content())
     return form
+
+
+async def paced(body: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The body's pieces as they come. Raises `HTTPStatusError` 408 where they stall or are too slow on the whole."""
+    now = asyncio.get_running_loop().time
+    started = now()
+    num_bytes = 0
+    while True:
+        deadline = started + IDLE_SECONDS + num_bytes / MIN_BYTES_PER_SECOND
+        try:
+            async with asyncio.timeout_at(min(now() + IDLE_SECONDS, deadline)):
+                chunk = await anext(body, None)
+        except TimeoutError as error:
+            raise HTTPStatusError(408, "The file did not arrive in time: send it faster.", "request_timeout") from error
+        if chunk is None:
+            return
+        num_bytes += len(chunk)
+        yield chunk
 
 
 def _write_all(write: Callable[[str, bytes], None], pieces: list[tuple[str, bytes]]) -> None:

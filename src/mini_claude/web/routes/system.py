@@ -16,6 +16,10 @@ from mini_claude.web.deps import ADMIN_ONLY, ADMIN_RESPONSES, ServicesDep, calle
 from mini_claude.web.shutdown import Shutdown
 
 OPENAPI_PATH: Final = "/openapi.json"
+DOCS_POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+)
 
 public_router = APIRouter(tags=["system"])  # the reviewed list of what anybody may call: one route
 router = APIRouter(tags=["system"], dependencies=[Depends(caller_of)])
@@ -78,16 +82,18 @@ async def openapi(request: Request) -> JSONResponse:
 @router.get("/docs", include_in_schema=False)
 async def docs(request: Request) -> HTMLResponse:
     """A page to try the API on."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url=OPENAPI_PATH,
         title=request.app.title,
         swagger_js_url="/docs/swagger-ui-bundle.js",
         swagger_css_url="/docs/swagger-ui.css",
         swagger_favicon_url="/docs/favicon.png",
     )
+    page.headers["content-security-policy"] = DOCS_POLICY
+    return page
 
 
 @router.get("/docs/{name}", include_in_schema=False)
 async def docs_asset(name: Literal["swagger-ui-bundle.js", "swagger-ui.css", "favicon.png"]) -> FileResponse:
     """The page's own files, out of an installed package: nothing is loaded from elsewhere."""
-    return FileResponse(str(files("fastapi_offline") / "static" / name))
+    return FileResponse(str(files("fastapi_offline") / "static" / name), headers={"cache-control": "no-cache"})
