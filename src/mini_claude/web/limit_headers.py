@@ -3,6 +3,8 @@
 import math
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from mini_claude.services.identity import Caller
 from mini_claude.services.services import Services
 from mini_claude.web.schemas.errors import NativeErrorBody, OpenAIErrorBody
@@ -17,10 +19,13 @@ _HEADERS: Final[dict[str, Any]] = {
 }
 
 
-def _responses(body: type[NativeErrorBody] | type[OpenAIErrorBody]) -> dict[int | str, dict[str, Any]]:
+_STREAM: Final[dict[str, Any]] = {"content": {"text/event-stream": {}}}
+
+
+def _responses(body: type[NativeErrorBody] | type[OpenAIErrorBody], **whole: Any) -> dict[int | str, dict[str, Any]]:
     retry = {"description": "Seconds until the limit is free again.", "schema": {"type": "integer"}}
     return {
-        200: {"headers": _HEADERS},
+        200: {"headers": _HEADERS, **whole},
         429: {
             "description": "A limit of the caller's is reached (code rate_limit_exceeded); nothing was stored.",
             "model": body,
@@ -30,7 +35,12 @@ def _responses(body: type[NativeErrorBody] | type[OpenAIErrorBody]) -> dict[int 
 
 
 LIMIT_RESPONSES: Final = _responses(NativeErrorBody)
-OPENAI_LIMIT_RESPONSES: Final = _responses(OpenAIErrorBody)
+STREAM_RESPONSES: Final = _responses(NativeErrorBody, **_STREAM)
+
+
+def openai_responses(whole: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """What a route of OpenAI's API that answers whole or as a stream gives besides errors."""
+    return _responses(OpenAIErrorBody, model=whole, **_STREAM)
 
 
 async def limit_headers(services: Services, caller: Caller) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The native API's adapters: what was trained and how it was proven; import, export, verify and delete a version."""
 
+from typing import Any, Final
+
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import FileResponse
 
@@ -7,6 +9,7 @@ from mini_claude.services.adapters import MAX_CONFIG_BYTES
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of
 from mini_claude.web.one_time_file import OneTimeFile
 from mini_claude.web.schemas.adapters import IMPORT_FORM, AdapterList, AdapterPublic, ExportOrder
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.streaming import unless_gone
 from mini_claude.web.upload import ADAPTERS_PATH, FormShape, announced_bytes, receive_upload
 
@@ -18,6 +21,10 @@ UPLOAD = FormShape(
     "the base model's name as `model` and the adapter's as `name`.",
 )
 
+FILE: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string"}}}}
+}
+
 router = APIRouter(prefix=ADAPTERS_PATH, tags=["models"], dependencies=[Depends(caller_of)])
 
 
@@ -27,7 +34,7 @@ async def list_adapters(services: ServicesDep, caller: CallerDep) -> AdapterList
     return AdapterList(adapters=[AdapterPublic.of(version) for version in await services.adapters.list(caller)])
 
 
-@router.post("", status_code=201, openapi_extra=IMPORT_FORM)
+@router.post("", status_code=201, openapi_extra=IMPORT_FORM, responses=errors(404, 409))
 async def import_adapter(request: Request, services: ServicesDep, caller: CallerDep) -> AdapterPublic:
     """Import a LoRA adapter that PEFT saved; it becomes the next version of model:name, and is served at once."""
     max_bytes = services.settings.max_adapter_bytes + MAX_CONFIG_BYTES
@@ -38,13 +45,13 @@ async def import_adapter(request: Request, services: ServicesDep, caller: Caller
         return AdapterPublic.of(await unless_gone(request, adding))
 
 
-@router.get("/{reference}")
+@router.get("/{reference}", responses=errors(404))
 async def get_adapter(reference: str, services: ServicesDep, caller: CallerDep) -> AdapterPublic:
     """One version; model:adapter is its newest."""
     return AdapterPublic.of(await services.adapters.find(caller, reference))
 
 
-@router.post("/{reference}/export", response_class=FileResponse)
+@router.post("/{reference}/export", response_class=FileResponse, responses=FILE | errors(404, 409))
 async def export_adapter(
     reference: str, body: ExportOrder, request: Request, services: ServicesDep, caller: CallerDep
 ) -> OneTimeFile:
@@ -54,13 +61,13 @@ async def export_adapter(
     return OneTimeFile(export.path, export.file_name, export.aclose)
 
 
-@router.post("/{reference}/verify")
+@router.post("/{reference}/verify", responses=errors(404, 409))
 async def verify_adapter(reference: str, request: Request, services: ServicesDep, caller: CallerDep) -> AdapterPublic:
     """Compare trainer, engine and exports anew, and store the certificate, passed or not; only its owner may."""
     return AdapterPublic.of(await unless_gone(request, services.adapters.verify(caller, reference)))
 
 
-@router.delete("/{reference}", status_code=204)
+@router.delete("/{reference}", status_code=204, responses=errors(404, 409))
 async def delete_adapter(reference: str, services: ServicesDep, caller: CallerDep) -> None:
     """Delete one version, model:adapter@version, with its files; only its owner may."""
     await services.adapters.remove(caller, reference)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
@@ -16,8 +16,9 @@ from mini_claude.services.session_export import MEDIA_TYPES, ExportKind
 from mini_claude.types import GenerationDelta
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
 from mini_claude.web.error_handlers import known_error, native_error
-from mini_claude.web.limit_headers import LIMIT_RESPONSES, limit_headers
+from mini_claude.web.limit_headers import STREAM_RESPONSES, limit_headers
 from mini_claude.web.schemas.chat import ChatRequest, ChatResponse, LogprobPublic, UsagePublic
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.schemas.sampling import Id
 from mini_claude.web.schemas.sessions import ConversationPublic, SessionChange, SessionList, SessionPublic
 from mini_claude.web.streaming import (
@@ -30,6 +31,10 @@ from mini_claude.web.streaming import (
     shutting_down,
     unless_gone,
 )
+
+EXPORTED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {kind.partition(";")[0]: {} for kind in MEDIA_TYPES.values()}}
+}
 
 router = APIRouter(prefix="/api/v1/chat", tags=["chat"], dependencies=[Depends(caller_of)])
 
@@ -64,7 +69,7 @@ async def _start(body: ChatRequest, services: Services, caller: Caller) -> _Star
     return _Started(said, said.reply_id, said.model, said.session_id, said.user_turn_id, said.dropped_turn_ids)
 
 
-@router.post("/completions", response_model=ChatResponse, responses=LIMIT_RESPONSES)
+@router.post("/completions", response_model=ChatResponse, responses=STREAM_RESPONSES | errors(404, 409))
 async def create_chat_completion(
     body: ChatRequest, request: Request, response: Response, services: ServicesDep, caller: CallerDep
 ) -> ChatResponse | Response:
@@ -136,7 +141,7 @@ def _end(number: int, delta: GenerationDelta, started_at: float) -> dict[str, An
     }
 
 
-@router.get("/sessions")
+@router.get("/sessions", responses=errors(404))
 async def list_sessions(
     services: ServicesDep,
     caller: CallerDep,
@@ -149,13 +154,13 @@ async def list_sessions(
     return SessionList(sessions=[SessionPublic.of(session) for session in sessions])
 
 
-@router.get("/sessions/{session_id}")
+@router.get("/sessions/{session_id}", responses=errors(404))
 async def get_session(session_id: str, services: ServicesDep, caller: CallerDep) -> ConversationPublic:
     """One session with all its turns."""
     return ConversationPublic.of_conversation(await services.chat.get(caller, session_id))
 
 
-@router.get("/sessions/{session_id}/export", response_class=Response)
+@router.get("/sessions/{session_id}/export", response_class=Response, responses=EXPORTED | errors(404))
 async def export_session(
     session_id: str,
     services: ServicesDep,
@@ -168,7 +173,7 @@ async def export_session(
     return Response(made.text, media_type=MEDIA_TYPES[kind], headers={"content-disposition": disposition})
 
 
-@router.patch("/sessions/{session_id}")
+@router.patch("/sessions/{session_id}", responses=errors(404, 409))
 async def change_session(
     session_id: str, body: SessionChange, services: ServicesDep, caller: CallerDep
 ) -> ConversationPublic:
@@ -180,7 +185,7 @@ async def change_session(
     return ConversationPublic.of_conversation(await services.chat.get(caller, session_id))
 
 
-@router.delete("/sessions/{session_id}", status_code=204)
+@router.delete("/sessions/{session_id}", status_code=204, responses=errors(404))
 async def delete_session(session_id: str, services: ServicesDep, caller: CallerDep) -> None:
     """Delete a session with all its turns."""
     await services.chat.delete(caller, session_id)

@@ -8,6 +8,7 @@ from mini_claude.services.services import Services
 from mini_claude.training.doctor_report import DoctorReport
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of
 from mini_claude.web.schemas.datasets import UPLOAD_FORM, DatasetList, DatasetPublic, PreviewRequest
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.streaming import unless_gone
 from mini_claude.web.upload import DATASETS_PATH, FormShape, announced_bytes, receive_upload
 
@@ -21,7 +22,12 @@ UPLOAD = FormShape(
 router = APIRouter(prefix=DATASETS_PATH, tags=["datasets"], dependencies=[Depends(caller_of)])
 
 
-@router.post("", status_code=201, openapi_extra=UPLOAD_FORM)
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=UPLOAD_FORM,
+    responses=errors(409) | {200: {"description": "It was there already.", "model": DatasetPublic}},
+)
 async def upload_dataset(
     request: Request, response: Response, services: ServicesDep, caller: CallerDep
 ) -> DatasetPublic:
@@ -49,19 +55,19 @@ async def list_datasets(services: ServicesDep, caller: CallerDep) -> DatasetList
     return DatasetList(datasets=[DatasetPublic.of(dataset) for dataset in await services.datasets.list(caller)])
 
 
-@router.get("/{name}")
+@router.get("/{name}", responses=errors(404))
 async def get_dataset(name: str, services: ServicesDep, caller: CallerDep) -> DatasetPublic:
     """One dataset."""
     return DatasetPublic.of(await services.datasets.get(caller, name))
 
 
-@router.delete("/{name}", status_code=204)
+@router.delete("/{name}", status_code=204, responses=errors(404, 409))
 async def delete_dataset(name: str, services: ServicesDep, caller: CallerDep) -> None:
     """Delete a dataset; refused while a training job that has not ended uses it."""
     await services.datasets.delete(caller, name)
 
 
-@router.post("/{name}/preview")
+@router.post("/{name}/preview", responses=errors(404, 409))
 async def preview_dataset(
     name: str, body: PreviewRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> DoctorReport:

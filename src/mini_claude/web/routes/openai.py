@@ -15,9 +15,11 @@ from mini_claude.services.permit import Permit
 from mini_claude.services.services import Services
 from mini_claude.types import ModelInfo
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of, request_id_of
-from mini_claude.web.limit_headers import OPENAI_LIMIT_RESPONSES, limit_headers
+from mini_claude.web.limit_headers import limit_headers, openai_responses
 from mini_claude.web.openai_format import ChatShape, CompletionShape, Shape, answer, chunks, error_frame
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.schemas.openai import ChatCompletionRequest, CompletionRequest, OpenAIRequest
+from mini_claude.web.schemas.openai_answers import ChatCompletion, Completion, OpenAIModel, OpenAIModelList
 from mini_claude.web.streaming import EventStream, collect_all, shutting_down, unless_gone
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"], dependencies=[Depends(caller_of)])
@@ -36,7 +38,7 @@ class _Plan:
     num_prompts: int = 1
 
 
-@router.post("/chat/completions", response_model=None, responses=OPENAI_LIMIT_RESPONSES)
+@router.post("/chat/completions", response_model=None, responses=openai_responses(ChatCompletion) | errors(404, 422))
 async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
@@ -53,7 +55,7 @@ async def create_chat_completion(
     return await _respond(request, services, caller, body, plan)
 
 
-@router.post("/completions", response_model=None, responses=OPENAI_LIMIT_RESPONSES)
+@router.post("/completions", response_model=None, responses=openai_responses(Completion) | errors(404, 422))
 async def create_completion(
     body: CompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
@@ -105,16 +107,16 @@ async def _respond(request: Request, services: Services, caller: Caller, body: O
 
 
 @router.get("/models")
-async def list_models(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+async def list_models(services: ServicesDep, caller: CallerDep) -> OpenAIModelList:
     """Every model that the caller's requests may name; one that is not loaded is loaded by its first request."""
-    return {"object": "list", "data": [_model(info) for info in await services.models.list(caller)]}
+    return OpenAIModelList(data=[_model(info) for info in await services.models.list(caller)])
 
 
-@router.get("/models/{model:path}")
-async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+@router.get("/models/{model:path}", responses=errors(404))
+async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -> OpenAIModel:
     """One model."""
     return _model(await services.models.get(caller, model))
 
 
-def _model(info: ModelInfo) -> dict[str, Any]:
-    return {"id": info.name, "object": "model", "created": int(info.loaded_at or 0), "owned_by": "mini-claude"}
+def _model(info: ModelInfo) -> OpenAIModel:
+    return OpenAIModel(id=info.name, created=int(info.loaded_at or 0))

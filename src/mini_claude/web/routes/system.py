@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Depends
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -20,6 +20,8 @@ DOCS_POLICY: Final = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
+
+METRICS: Final[dict[int | str, dict[str, Any]]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 public_router = APIRouter(tags=["system"])  # the reviewed list of what anybody may call: one route
 router = APIRouter(tags=["system"], dependencies=[Depends(caller_of)])
@@ -67,7 +69,7 @@ async def health(services: ServicesDep, request: Request) -> JSONResponse:
     return JSONResponse(body.model_dump(), 200 if ready else 503)
 
 
-@router.get("/api/v1/metrics", response_class=Response, dependencies=[ADMIN_ONLY], responses=ADMIN_RESPONSES)
+@router.get("/api/v1/metrics", response_class=Response, dependencies=[ADMIN_ONLY], responses=METRICS | ADMIN_RESPONSES)
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus text of the whole product, whichever worker is asked. For admins."""
     return Response(await services.runtime.metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.schemas.training import EventPublic, JobList, JobProgress, JobPublic, JobRequest
 
 router = APIRouter(prefix="/api/v1/training", tags=["training"], dependencies=[Depends(caller_of)])
@@ -13,7 +14,7 @@ IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", min_lengt
 After = Annotated[int, Query(ge=0, le=2**31, description="Only events with a higher number.")]
 
 
-@router.post("/jobs", status_code=201)
+@router.post("/jobs", status_code=201, responses=errors(404, 409))
 async def create_job(
     body: JobRequest,
     services: ServicesDep,
@@ -43,25 +44,25 @@ async def list_jobs(
     return JobList(jobs=[JobPublic.of(job) for job in await services.training.list(caller, limit)])
 
 
-@router.get("/jobs/{job_id}")
+@router.get("/jobs/{job_id}", responses=errors(404))
 async def get_job(job_id: str, services: ServicesDep, caller: CallerDep) -> JobPublic:
     """One job."""
     return JobPublic.of(await services.training.get(caller, job_id))
 
 
-@router.delete("/jobs/{job_id}")
+@router.delete("/jobs/{job_id}", responses=errors(404, 409))
 async def cancel_job(job_id: str, services: ServicesDep, caller: CallerDep) -> JobPublic:
     """Cancel a job; a running one ends after its step. Its events and checkpoints stay."""
     return JobPublic.of(await services.training.cancel(caller, job_id))
 
 
-@router.post("/jobs/{job_id}/resume")
+@router.post("/jobs/{job_id}/resume", responses=errors(404, 409))
 async def resume_job(job_id: str, services: ServicesDep, caller: CallerDep) -> JobPublic:
     """Let a failed or cancelled job go on from its last checkpoint."""
     return JobPublic.of(await services.training.resume(caller, job_id))
 
 
-@router.get("/jobs/{job_id}/progress")
+@router.get("/jobs/{job_id}/progress", responses=errors(404))
 async def get_progress(
     job_id: str,
     services: ServicesDep,

@@ -9,13 +9,14 @@ from mini_claude.services.services import Services
 from mini_claude.services.xray import Xray
 from mini_claude.web.deps import CallerDep, ServicesDep, caller_of
 from mini_claude.web.limit_headers import LIMIT_RESPONSES, limit_headers
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.schemas.xray import XrayRequest
 from mini_claude.web.streaming import unless_gone
 
 router = APIRouter(prefix="/api/v1/xray", tags=["xray"], dependencies=[Depends(caller_of)])
 
 
-@router.post("", responses=LIMIT_RESPONSES)
+@router.post("", responses=LIMIT_RESPONSES | errors(404, 409))
 async def create_xray(
     body: XrayRequest, request: Request, response: Response, services: ServicesDep, caller: CallerDep
 ) -> Xray:

@@ -2,7 +2,7 @@
 
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mini_claude.data.records import AdapterVersion
 from mini_claude.runtime.adapter_requests import ExportFormat
@@ -69,6 +69,8 @@ class AdapterPublic(BaseModel):
 
 class ExportOrder(WireModel):
     """Body of POST .../export."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"format": "gguf"}]})
 
     format: ExportFormat = Field(
         "peft",

@@ -11,7 +11,7 @@ A request without `session_id` is stateless: `messages` is the whole conversatio
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from mini_claude.services.session_turn import SessionTurn
@@ -35,6 +35,15 @@ class ChatMessage(WireModel):
 
 class ChatRequest(SamplingFields):
     """Body of POST /api/v1/chat/completions; see the top of this file for sessions."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"messages": [{"role": "user", "content": "Name the capital of France."}]},
+                {"session_id": "new", "messages": [{"role": "user", "content": "Hello"}], "stream": True},
+            ]
+        }
+    )
 
     messages: list[ChatMessage] = Field(description="The conversation, or in a session the one new user message.")
     model: ModelName | None = Field(None, description="A model's name; null: the session's, else the default one.")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mini_claude.data.records import Dataset
 from mini_claude.training.doctor_report import Examination
@@ -87,6 +87,8 @@ class DatasetList(BaseModel):
 
 class PreviewRequest(WireModel):
     """Body of POST /api/v1/datasets/{name}/preview."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m", "num_rows": 3}]})
 
     model: ModelName | None = Field(None, description="The model that would be trained; null: the default one.")
     max_length: Annotated[int, Field(ge=8, le=131_072)] | None = Field(

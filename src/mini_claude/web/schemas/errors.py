@@ -1,4 +1,4 @@
-"""Errors as the two APIs describe them; `web/error_handlers.py` makes them."""
+"""Errors as the two APIs describe them; `web/error_handlers.py` makes them, `web/api_description.py` completes them."""
 
 from typing import Any, Final
 
@@ -17,6 +17,29 @@ _OPENAI: Final[dict[str, Any]] = {
     "param": None,
     "code": "rate_limit_exceeded",
 }
+
+
+DESCRIPTIONS: Final[dict[int, str]] = {
+    400: "A value cannot be honoured, or the body is no JSON; `param` names the field.",
+    401: "The credentials are missing, wrong or ended (code invalid_api_key).",
+    403: "The caller may not do this: a user's key (admin_only), a web page of another origin (origin_not_allowed), or "
+    "an unknown Host name (host_not_allowed).",
+    404: "What is named does not exist, or not for this caller.",
+    408: "The request did not arrive in time (code request_timeout).",
+    409: "What is named is not in a state that allows this, or the name is taken.",
+    413: "The body is larger than allowed; the message names the bound.",
+    422: "The body or a parameter does not fit its schema, or the model cannot be loaded (code model_load_failed); "
+    "`param` names the field.",
+    429: "A limit of the caller's is reached (code rate_limit_exceeded); nothing was stored.",
+    431: "The address and headers are larger than allowed (code head_too_large).",
+    500: "A fault of the server's, of which `request_id` leads to the log.",
+    503: "Not now: the server is full, starts, ends or has no room; nothing was stored.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that a route gives besides those of every route, for its description."""
+    return {status: {"description": DESCRIPTIONS[status]} for status in statuses}
 
 
 class NativeError(BaseModel):

@@ -80,6 +80,19 @@ class AnswerPublic(WireModel):
 class PreferenceCreate(WireModel):
     """Body of POST /api/v1/preferences."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "messages": [{"role": "user", "content": "Hello"}],
+                    "chosen": {"model": "smollm2-135m", "text": "Hello! What can I do?", "cut": False},
+                    "rejected": {"model": "smollm2-135m", "text": "Yes.", "cut": False},
+                    "blind": True,
+                }
+            ]
+        }
+    )
+
     messages: list[ChatMessage]
     chosen: AnswerPublic
     rejected: AnswerPublic

@@ -19,6 +19,8 @@ class ModelList(BaseModel):
 class ModelLoad(WireModel):
     """Body of POST /api/v1/models/load. What is null is as the settings say."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m", "dtype": "float32"}]})
+
     model: ModelName | None = Field(None, description="null: the default model.")
     dtype: DTypeName | None = None
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] | None = None
@@ -32,6 +34,8 @@ class ModelLoad(WireModel):
 
 class ModelUnload(WireModel):
     """Body of POST /api/v1/models/unload."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m"}]})
 
     model: ModelName
 

@@ -6,7 +6,7 @@ Every optional parameter may also be null. What is not here is refused: see `ope
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainValidator, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from mini_claude.types import Message, Role, SamplingParams
@@ -145,6 +145,12 @@ Label = Annotated[str, Field(max_length=512)]
 class ChatCompletionRequest(OpenAIRequest):
     """Body of POST /v1/chat/completions."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"model": "default", "messages": [{"role": "user", "content": "Name the capital of France."}]}]
+        }
+    )
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     logprobs: bool | None = None
     top_logprobs: NumLogprobs | None = None
@@ -207,6 +213,10 @@ def _prompts_of(value: Any) -> tuple[Prompt, ...]:
 
 class CompletionRequest(OpenAIRequest):
     """Body of POST /v1/completions: the model continues a text, without any chat template."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"model": "default", "prompt": "Once upon a time", "max_tokens": 32}]}
+    )
 
     prompt: Annotated[
         Sequence[Prompt],

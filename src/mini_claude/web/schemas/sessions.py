@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mini_claude.data.records import ChatSession, Conversation, Turn
 from mini_claude.web.schemas.chat import UsagePublic
@@ -95,6 +95,8 @@ class SessionList(BaseModel):
 
 class SessionChange(WireModel):
     """Body of PATCH: what is null stays."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"title": "Capitals"}]})
 
     title: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
     head_turn_id: Id | None = Field(None, description="Continue from this assistant turn.")

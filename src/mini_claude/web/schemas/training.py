@@ -7,7 +7,7 @@ services) is refused by name like any other unknown field.
 from dataclasses import asdict
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from mini_claude.data.records import Job, JobEvent
 from mini_claude.training.arguments import Batching, LoraSettings, Method, Objective, Schedule, TrainingArguments
@@ -118,6 +118,14 @@ class TrainingFields(WireModel):
 
 class JobRequest(WireModel):
     """Body of POST /api/v1/training/jobs."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"dataset_path": "my-rows", "adapter_name": "support-bot", "training_args": {"num_train_epochs": 1}}
+            ]
+        }
+    )
 
     dataset_path: Annotated[str, Field(min_length=1, max_length=256)] = Field(
         description="The name of an uploaded dataset; never a path of the server's."

@@ -1,0 +1,30 @@
+"""How much each torture test does: a little in CI, and all of it, marked `torture`, in `make torture`."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of things at once, or one after another."""
+
+    slow_sockets: int  # each sends a byte a second
+    web_sockets: int  # open at once
+    cases: int  # schemathesis's, of each operation
+    upload_cases: int  # of those that start a process for each file
+    random_paths: int
+    poisoned_batch: int  # requests in one batch, one of which fails
+    bursts: int  # of ten times a server's capacity
+
+
+REDUCED: Final = Sizes(
+    slow_sockets=60, web_sockets=100, cases=30, upload_cases=3, random_paths=500, poisoned_batch=8, bursts=4
+)
+FULL: Final = Sizes(
+    slow_sockets=500, web_sockets=1000, cases=200, upload_cases=40, random_paths=10_000, poisoned_batch=32, bursts=40
+)
+at_both_sizes: Final = pytest.mark.parametrize(
+    "sizes", [pytest.param(REDUCED, id="reduced"), pytest.param(FULL, id="full", marks=pytest.mark.torture)]
+)
