@@ -21,8 +21,9 @@ Paths under `/v1` speak OpenAI's API, those under `/api/v1` are Mini-Claude's ow
 Without any key the server answers to its own machine only, and needs no credentials."""
 TAGS: Final = [
     {"name": "OpenAI", "description": "OpenAI's API."},
-    {"name": "chat", "description": "Answers, stored sessions that branch, X-rays."},
+    {"name": "chat", "description": "Answers, stored sessions that branch."},
     {"name": "feedback", "description": "What people thought of answers, and datasets made of that."},
+    {"name": "xray", "description": "How the tokens of an answer were chosen."},
     {"name": "models", "description": "Models and adapters."},
     {"name": "datasets", "description": "Data for training."},
     {"name": "training", "description": "Training jobs."},
