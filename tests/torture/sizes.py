@@ -14,16 +14,34 @@ class Sizes:
     web_sockets: int  # open at once
     cases: int  # schemathesis's, of each operation
     upload_cases: int  # of those that start a process for each file
+    payloads: int  # that want to be paths, for each field
+    page_payloads: int  # for each of the page's fields
     random_paths: int
     poisoned_batch: int  # requests in one batch, one of which fails
     bursts: int  # of ten times a server's capacity
 
 
 REDUCED: Final = Sizes(
-    slow_sockets=60, web_sockets=100, cases=30, upload_cases=3, random_paths=500, poisoned_batch=8, bursts=4
+    slow_sockets=60,
+    web_sockets=100,
+    cases=30,
+    upload_cases=3,
+    payloads=8,
+    page_payloads=2,
+    random_paths=500,
+    poisoned_batch=8,
+    bursts=4,
 )
 FULL: Final = Sizes(
-    slow_sockets=500, web_sockets=1000, cases=200, upload_cases=40, random_paths=10_000, poisoned_batch=32, bursts=40
+    slow_sockets=500,
+    web_sockets=1000,
+    cases=200,
+    upload_cases=40,
+    payloads=330,
+    page_payloads=200,
+    random_paths=10_000,
+    poisoned_batch=32,
+    bursts=40,
 )
 at_both_sizes: Final = pytest.mark.parametrize(
     "sizes", [pytest.param(REDUCED, id="reduced"), pytest.param(FULL, id="full", marks=pytest.mark.torture)]

@@ -56,7 +56,7 @@ def test_whatever_is_asked_the_answer_is_one_that_is_described(live: Live, label
         suppress_health_check=list(HealthCheck),
     )
     @given(case=good | bad if has_input else good, is_known=strategies.booleans())
-    def ask(case: Case, is_known: bool) -> None:
+    def ask(case: Case[Any], is_known: bool) -> None:
         if is_known and not operation.path.endswith(STARTS_A_MODEL):
             case.path_parameters.update({name: live.known.get(name, "rows") for name in case.path_parameters})
         response = case.call(base_url=live.url, headers={"authorization": f"Bearer {live.key}"}, timeout=60)

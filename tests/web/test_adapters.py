@@ -18,10 +18,10 @@ from mini_claude.services.identity import LOCAL
 from mini_claude.training.adapter_folder import weights_sha256, write_held_out
 from mini_claude.types import ModelSource, ModelSpec
 
+from ..torture.payloads import TRAVERSALS
 from ..training.tiny_adapters import load_adapted, save_adapter, save_base, some_sequences
 from ..training.tiny_gguf import save_gguf
 from .conftest import OpenSite, Site, eventually, served, short_processes
-from .test_bounds import TRAVERSALS
 
 ADAPTERS = "/api/v1/models/adapters"
 CERTIFICATE = {"passed": True, "reason": "All forms agree."}

@@ -19,8 +19,8 @@ from mini_claude.web.error_handlers import WrongShape
 from mini_claude.web.routes.datasets import UPLOAD
 from mini_claude.web.upload import UploadForm
 
+from ..torture.payloads import TRAVERSALS
 from .conftest import OpenSite, Site, eventually, served, short_processes
-from .test_bounds import TRAVERSALS
 
 pytestmark = pytest.mark.both_databases
 

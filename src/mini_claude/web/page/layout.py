@@ -13,6 +13,7 @@ from mini_claude.web.page.models import ModelsTab
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
 from mini_claude.web.page.train import TrainTab
+from mini_claude.web.page.uploads import UploadsOnly
 from mini_claude.web.page.xray import XrayTab
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
@@ -24,7 +25,7 @@ _MEASURE_AGAIN = "() => requestAnimationFrame(() => window.dispatchEvent(new Eve
 
 def build_page(services: Services) -> gr.Blocks:
     """Everything at /."""
-    page = gr.Blocks(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
+    page = UploadsOnly(title=TITLE, analytics_enabled=False, fill_height=True, delete_cache=FILE_SECONDS)
     with page:
         dataset_here = _kept("mini-claude-data", {"dataset": None})
         job_here = _kept("mini-claude-train", {"job": None})
