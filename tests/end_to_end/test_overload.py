@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from statistics import median
 import psutil
 import pytest
 
+from ..torture.sizes import Sizes, at_both_sizes
 from .clients import (
     NATIVE,
     OPENAI,
@@ -98,6 +100,36 @@ def test_ten_times_the_capacity_gives_quick_refusals_and_whole_answers(server: S
         assert each.body.count("\\u0001") >= len(LONG)
         assert '"finish_reason":"stop"' in each.body
     assert ask(server.url, "hello").json()["response"] == "hello"
+    assert all_seats_are_free(server)
+
+
+@at_both_sizes
+def test_who_is_refused_by_a_full_server_knows_it_at_once(server: Server, sizes: Sizes) -> None:
+    ending = threading.Event()
+
+    def keep_it_full(number: int) -> list[Attempt]:
+        answers = []
+        while not ending.is_set():
+            answers.append(attempt(server.url, NATIVE, stream=number % 2 == 0))
+        return answers
+
+    with ThreadPoolExecutor(CAPACITY + 1) as pool:
+        busy = [pool.submit(keep_it_full, number) for number in range(CAPACITY + 1)]
+        try:
+            refused: list[Attempt] = []
+            while len(refused) < sizes.refusals:
+                answer = attempt(server.url, OPENAI, stream=len(refused) % 2 == 0)
+                refused += [answer] * (answer.status == 503)
+                time.sleep(0.01)  # the pace of who comes, not a wait for anything
+        finally:
+            ending.set()
+        others = [answer for each in busy for answer in each.result()]
+    seconds = sorted(each.seconds for each in refused)
+    assert seconds[int(len(seconds) * 0.99) - 1] < sizes.refusal_seconds
+    assert {each.status for each in others} <= {200, 503}
+    for each in others:
+        assert each.status == 503 or each.body.count("\\u0001") >= len(LONG)
+        assert each.status == 200 or int(each.headers["retry-after"]) >= 1
     assert all_seats_are_free(server)
 
 

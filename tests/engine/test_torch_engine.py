@@ -55,10 +55,12 @@ async def test_the_last_delta_alone_has_reason_and_usage(engine: TorchEngine) ->
     assert (usage.prompt_tokens, usage.completion_tokens) == (2, 24)
 
 
-async def test_one_failing_request_leaves_its_seven_neighbours_unchanged(
-    engine: TorchEngine, monkeypatch: pytest.MonkeyPatch
+async def test_one_failing_request_leaves_its_31_neighbours_unchanged(
+    build_model: BuildModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [request(f"r{number}", prompt=(65 + number, 66)) for number in range(8)]
+    options = LoadOptions(kv_cache_tokens=2048, num_threads=1, max_num_seqs=32)
+    engine = TorchEngine(build_model("llama"), ByteCodec(), CONTEXT, options)
+    wanted = [request(f"r{number}", prompt=(65 + number, 66)) for number in range(32)]
     healthy = [text(await read(engine, each)) for each in wanted]
 
     def poisoned(row: torch.Tensor, sequence: Sequence) -> None:
@@ -70,6 +72,7 @@ async def test_one_failing_request_leaves_its_seven_neighbours_unchanged(
     assert isinstance(outcomes[3], InternalError)
     texts = [text(outcome) for outcome in outcomes if not isinstance(outcome, BaseException)]
     assert texts == [each for number, each in enumerate(healthy) if number != 3]
+    await engine.close()
 
 
 async def test_a_model_that_fails_fails_its_requests_and_the_engine_goes_on(

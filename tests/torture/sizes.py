@@ -17,8 +17,8 @@ class Sizes:
     payloads: int  # that want to be paths, for each field
     page_payloads: int  # for each of the page's fields
     random_paths: int
-    poisoned_batch: int  # requests in one batch, one of which fails
-    bursts: int  # of ten times a server's capacity
+    refusals: int  # by a server that is full
+    refusal_seconds: float  # that all but one in a hundred may take
 
 
 REDUCED: Final = Sizes(
@@ -29,8 +29,8 @@ REDUCED: Final = Sizes(
     payloads=8,
     page_payloads=2,
     random_paths=500,
-    poisoned_batch=8,
-    bursts=4,
+    refusals=60,
+    refusal_seconds=1.0,  # on a machine that does other things too
 )
 FULL: Final = Sizes(
     slow_sockets=500,
@@ -40,8 +40,8 @@ FULL: Final = Sizes(
     payloads=330,
     page_payloads=200,
     random_paths=10_000,
-    poisoned_batch=32,
-    bursts=40,
+    refusals=500,
+    refusal_seconds=0.1,
 )
 at_both_sizes: Final = pytest.mark.parametrize(
     "sizes", [pytest.param(REDUCED, id="reduced"), pytest.param(FULL, id="full", marks=pytest.mark.torture)]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+from anyio.to_thread import run_sync
 
 from mini_claude.web.page.uploads import UploadsOnly
 
@@ -48,4 +49,4 @@ async def test_no_other_file_does_whatever_the_component(
     for value in (named(path), [named(path)], {"x": [named(path)]}):
         with pytest.raises(gr.Error, match="file of your own"):
             await given(component, value)
-    assert os.listdir(uploads) == ["link.txt"]
+    assert await run_sync(os.listdir, uploads) == ["link.txt"]
