@@ -137,6 +137,20 @@ OWNED: Final[dict[Route, Body]] = {
     ("DELETE", "/api/v1/datasets/{name}"): nothing,
     ("DELETE", "/api/v1/chat/sessions/{session_id}"): nothing,
 }
+# What has a name in its path and no owner.
+SHARED: Final[frozenset[Route]] = frozenset(
+    {
+        ("DELETE", "/api/v1/keys/{key_id}"),
+        ("GET", "/api/v1/models/{name}"),
+        ("GET", "/api/v1/models/adapters/{reference}"),
+        ("GET", "/v1/models/{model}"),
+        ("GET", "/docs/{name}"),
+        ("GET", "/gradio_api/{path}"),
+        ("POST", "/gradio_api/{path}"),
+        ("GET", "/static/{path}"),
+        ("GET", "/assets/{path}"),
+    }
+)
 # Their owner starts a process with a model; that it may is tested with what it does.
 SLOW: Final = ("/preview", "/export", "/verify", "/xray")
 SIGN_OUT: Final = {("POST", "/logout"), ("POST", "/api/v1/auth/logout")}
@@ -229,6 +243,11 @@ def test_every_route_was_classified_once(site: Site) -> None:
     assert classified - there == set(), "this is no route any more"
     assert len(classified) == sum(len(routes) for routes in lists)
     assert sockets(site.app) == SOCKETS
+
+
+def test_what_a_path_names_is_somebodys_unless_it_was_decided_that_it_is_everybodys(site: Site) -> None:
+    named = {(method, path) for method, path in routes(site.app) if "{" in path}
+    assert named - OWNED.keys() == SHARED, "a foreign id must be 404 there: put the route into OWNED"
 
 
 async def test_anonymous_gets_in_nowhere_whatever_they_name(cast: Cast) -> None:

@@ -12,6 +12,7 @@ file has the hash that the manifest has, else the one before it is read. Nothing
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,19 +105,22 @@ class CheckpointStore:
         """The checkpoint of that step. Raises `StorageError` (code "checkpoint_damaged") unless it is intact."""
         folder = self._path(step)
         try:
+            if folder.is_symlink():
+                raise ValueError("it is a link")
+            for name in (MANIFEST, _WEIGHTS, _OPTIMIZER, _STATE):
+                if not stat.S_ISREG((folder / name).lstat().st_mode):  # opening a pipe would never return
+                    raise ValueError(f"{name} is no regular file")
             manifest = json.loads((folder / MANIFEST).read_bytes())
             if manifest["version"] != _VERSION or manifest["step"] != step:
                 raise ValueError("its manifest is of another version or step")
             for name in (_WEIGHTS, _OPTIMIZER, _STATE):
                 if _sha256(folder / name) != manifest["files"][name]["sha256"]:
                     raise ValueError(f"{name} was changed after it was written")
-            return Checkpoint(
-                step,
-                load_file(folder / _WEIGHTS),
-                load_file(folder / _OPTIMIZER),
-                json.loads((folder / _STATE).read_bytes()),
-            )
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            state = json.loads((folder / _STATE).read_bytes())
+            if not isinstance(state, dict):
+                raise ValueError(f"{_STATE} is no JSON object")
+            return Checkpoint(step, load_file(folder / _WEIGHTS), load_file(folder / _OPTIMIZER), state)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
             raise StorageError(f"{folder} is damaged: {error}.", code="checkpoint_damaged") from error
 
     def steps(self) -> list[int]:
