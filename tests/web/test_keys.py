@@ -157,6 +157,6 @@ async def test_the_description_has_examples_and_says_what_is_for_admins(client: 
         operation = description["paths"][path][method]
         assert "admin_only" in operation["responses"]["403"]["description"]
         assert "For admins." in operation["description"]
-    assert "403" not in description["paths"][ME]["get"]["responses"]
+    assert "admin_only" not in str(description["paths"][ME]["get"]["responses"])
     schemas = description["components"]["schemas"]
     assert all(schemas[name]["examples"] for name in ("Me", "KeyCreate", "KeyPublic", "KeyMade"))

@@ -22,8 +22,8 @@ _OPENAI: Final[dict[str, Any]] = {
 DESCRIPTIONS: Final[dict[int, str]] = {
     400: "A value cannot be honoured, or the body is no JSON; `param` names the field.",
     401: "The credentials are missing, wrong or ended (code invalid_api_key).",
-    403: "The caller may not do this: a user's key (admin_only), a web page of another origin (origin_not_allowed), or "
-    "an unknown Host name (host_not_allowed).",
+    403: "The call comes from a web page of another origin (origin_not_allowed), or by an unknown Host name "
+    "(host_not_allowed).",
     404: "What is named does not exist, or not for this caller.",
     408: "The request did not arrive in time (code request_timeout).",
     409: "What is named is not in a state that allows this, or the name is taken.",
