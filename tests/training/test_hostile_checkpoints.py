@@ -64,7 +64,10 @@ def archived(name: str) -> Mutation:
 
 
 def manifest(data: bytes) -> Mutation:
-    return lambda folder, canary: Path(folder / MANIFEST).write_bytes(data) and None
+    def mutate(folder: Path, canary: Path) -> None:
+        (folder / MANIFEST).write_bytes(data)
+
+    return mutate
 
 
 def signed(**changes: object) -> Mutation:
@@ -104,7 +107,7 @@ HOSTILE: dict[str, Mutation] = {
     "weights are a pickle": pickled(WEIGHTS),
     "moments are a pickle": pickled(OPTIMIZER),
     "state is a pickle": pickled(STATE),
-    "manifest is a pickle": lambda folder, canary: Path(folder / MANIFEST).write_bytes(pickle.dumps(canary)) and None,
+    "manifest is a pickle": manifest(pickle.dumps("manifest")),
     "weights are a torch archive": archived(WEIGHTS),
     "moments are a torch archive": archived(OPTIMIZER),
     "state is an archive": archived(STATE),

@@ -140,7 +140,10 @@ OWNED: Final[dict[Route, Body]] = {
 # What has a name in its path and no owner.
 SHARED: Final[frozenset[Route]] = frozenset(
     {
+        ("PATCH", "/api/v1/keys/{key_id}"),
         ("DELETE", "/api/v1/keys/{key_id}"),
+        ("PATCH", "/api/v1/users/{user_id}"),
+        ("DELETE", "/api/v1/users/{user_id}"),
         ("GET", "/api/v1/models/{name}"),
         ("GET", "/api/v1/models/adapters/{reference}"),
         ("GET", "/v1/models/{model}"),

@@ -27,7 +27,8 @@ TAGS: Final = [
     {"name": "models", "description": "Models and adapters."},
     {"name": "datasets", "description": "Data for training."},
     {"name": "training", "description": "Training jobs."},
-    {"name": "keys", "description": "Who may call."},
+    {"name": "keys", "description": "Who may call, with a key."},
+    {"name": "users", "description": "Who may call, with a name and a password."},
     {"name": "system", "description": "Health and metrics."},
 ]
 SECURITY: Final[Json] = {
@@ -39,7 +40,7 @@ SECURITY: Final[Json] = {
         "description": "The same key.",
     },
 }
-OPEN: Final = frozenset({"/api/v1/health/live"})  # needs no credentials
+OPEN: Final = frozenset({"/api/v1/health/live", "/api/v1/auth/login"})  # need no credentials
 ALWAYS: Final = (403, 408, 413, 431, 500, 503)
 RETRY: Final[Json] = {
     "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}},

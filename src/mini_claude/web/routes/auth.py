@@ -8,6 +8,7 @@ from mini_claude.errors import InvalidRequest
 from mini_claude.services.identity import Caller
 from mini_claude.services.tokens import AccessToken
 from mini_claude.web.deps import CallerDep, ServicesDep, address_of, caller_of
+from mini_claude.web.schemas.errors import errors
 from mini_claude.web.schemas.users import Login, PasswordChange, TokenMade
 
 _SIGNED_IN_ONLY: Final = "This is for those who signed in with a name and a password; send the token that they got."
@@ -29,13 +30,13 @@ async def login(body: Login, request: Request, services: ServicesDep) -> TokenMa
     return TokenMade.of(made)
 
 
-@router.post("/logout", status_code=204)
+@router.post("/logout", status_code=204, responses=errors(400))
 async def logout(services: ServicesDep, caller: CallerDep) -> None:
     """Refuse the token that is sent from now on."""
     await services.logins.logout(_token_of(caller))
 
 
-@router.post("/password")
+@router.post("/password", responses=errors(429))
 async def change_password(
     body: PasswordChange, request: Request, services: ServicesDep, caller: CallerDep
 ) -> TokenMade:

@@ -40,6 +40,12 @@ class Login(WireModel):
 class PasswordChange(WireModel):
     """Body of POST /api/v1/auth/password."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"old_password": "correct horse battery", "new_password": "staple of the battery"}]
+        }
+    )
+
     old_password: Password
     new_password: Password = Field(description=_RULE)
 
