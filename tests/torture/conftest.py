@@ -1,5 +1,5 @@
 """What the tests of the application share with these."""
 
-from ..web.conftest import open_site
+from ..web.conftest import database_url, open_site
 
-__all__ = ["open_site"]
+__all__ = ["database_url", "open_site"]

@@ -1,10 +1,13 @@
-"""Texts that want to be paths, and a file outside of everything that none of them may reach."""
+"""Texts that want to be paths or addresses, and a file and a listener outside of everything that none may reach."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 TRAVERSALS: Final = [
     prefix + target + suffix
@@ -28,13 +31,19 @@ SECRET: Final = "tweet-5f0c9a"
 
 @dataclass(frozen=True)
 class Canary:
-    """A file beside the data directory. `payloads` are all of TRAVERSALS with its real path."""
+    """A file beside the data directory, and who listens. `payloads` are all of TRAVERSALS with the real path."""
 
     path: Path
     payloads: list[str]
+    address: str
 
     def some(self, number: int, num_payloads: int) -> Iterator[str]:
-        """`num_payloads` of them for the field with this number, so that many fields together get all."""
+        """The address, and of the paths so many that it is `num_payloads` for the field with this number.
+
+        Many fields together get all paths.
+        """
+        yield self.address
+        num_payloads = max(num_payloads - 1, 1)
         step = len(self.payloads) / num_payloads
         for index in range(num_payloads):
             yield self.payloads[(int(index * step) + number) % len(self.payloads)]
@@ -46,7 +55,12 @@ def canary(data_dir: Path) -> Iterator[Canary]:
     path = data_dir.parent / f"{data_dir.name}-canary.json"  # a suffix that uploads may have
     path.write_text(SECRET)
     before = _state(path)
-    yield Canary(path, [payload.replace("CANARY", str(path)) for payload in TRAVERSALS])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/{path.name}"
+        yield Canary(path, [payload.replace("CANARY", str(path)) for payload in TRAVERSALS], address)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
     assert path.read_text() == SECRET
     assert _state(path) == before
 

@@ -19,6 +19,8 @@ class Sizes:
     random_paths: int
     refusals: int  # by a server that is full
     refusal_seconds: float  # that all but one in a hundred may take
+    soak_seconds: float  # of ordinary use, at least
+    soak_rounds: int  # of it, at least
 
 
 REDUCED: Final = Sizes(
@@ -31,6 +33,8 @@ REDUCED: Final = Sizes(
     random_paths=500,
     refusals=60,
     refusal_seconds=1.0,  # on a machine that does other things too
+    soak_seconds=0.0,
+    soak_rounds=120,
 )
 FULL: Final = Sizes(
     slow_sockets=500,
@@ -42,6 +46,8 @@ FULL: Final = Sizes(
     random_paths=10_000,
     refusals=500,
     refusal_seconds=0.1,
+    soak_seconds=1800.0,
+    soak_rounds=2000,
 )
 at_both_sizes: Final = pytest.mark.parametrize(
     "sizes", [pytest.param(REDUCED, id="reduced"), pytest.param(FULL, id="full", marks=pytest.mark.torture)]
