@@ -34,7 +34,7 @@ REDUCED: Final = Sizes(
     refusals=60,
     refusal_seconds=1.0,  # on a machine that does other things too
     soak_seconds=0.0,
-    soak_rounds=120,
+    soak_rounds=60,
 )
 FULL: Final = Sizes(
     slow_sockets=500,
