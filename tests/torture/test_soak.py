@@ -88,7 +88,9 @@ async def test_no_process_grows(tmp_path: Path, sizes: Sizes) -> None:
 
 
 async def test_a_leak_is_found(tmp_path: Path) -> None:
-    with serving(tmp_path / "data", "tests.torture.leaking_server", "serve", "--port", "{port}", engine="echo") as server:
+    with serving(
+        tmp_path / "data", "tests.torture.leaking_server", "serve", "--port", "{port}", engine="echo"
+    ) as server:
         worker = " ".join(psutil.Process(server.process.pid).cmdline()[1:4])
         grown = await growth(server, REDUCED)
     assert grown[worker] > MAX_GROWTH, grown
