@@ -108,7 +108,7 @@ def test_who_is_refused_by_a_full_server_knows_it_at_once(server: Server, sizes:
     refused: list[Attempt] = []
 
     def come_again(number: int) -> list[Attempt]:
-        admitted = []
+        admitted: list[Attempt] = []
         for turn in itertools.count(number):
             if enough.is_set():
                 break
