@@ -2,9 +2,9 @@
 
 llama.cpp has fast kernels for some types and none for others. For those, rounding the same numbers once more pays.
 With Q8_0 everywhere, the scores of a short text's tokens are the same to the last bit whatever is computed beside them,
-so seeds and greedy replies repeat (from about 100 tokens on, its attention rounds by the size of a chunk). With the
-weights of attention in 16 bits ("mixed") the model predicts as well as in float32, a little slower, and never bit for
-bit the same in company (benchmarks/gguf_types.py).
+so seeds and greedy replies repeat (with llama.cpp's own attention, which rounds by the size of a chunk, for about 100
+tokens; with the one of models/kernels at any length). With the weights of attention in 16 bits ("mixed") the model
+predicts as well as in float32, a little slower, and never bit for bit the same in company (benchmarks/gguf_types.py).
 """
 
 import asyncio

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
+from typing import Final
 
 from fastapi import FastAPI
 
@@ -46,6 +47,31 @@ from mini_claude.web.shutdown import Shutdown
 log = get_logger(__name__)
 
 ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
+
+ROUTERS: Final = (
+    system.public_router,
+    system.router,
+    auth.public_router,
+    auth.router,
+    keys.me_router,
+    keys.router,
+    users.router,
+    chat.router,
+    chat_socket.router,
+    feedback.router,
+    feedback.preferences_router,
+    feedback.datasets_router,
+    adapters.router,  # before the models, of which one could be called "adapters"
+    models.router,
+    models.default_router,
+    datasets.router,
+    training.router,
+    training_socket.router,
+    openai.router,
+    xray.router,
+    page.public_router,
+    page.router,
+)
 
 
 @asynccontextmanager
@@ -125,30 +151,7 @@ def create_app(services_factory: ServicesFactory = services_from_settings) -> Fa
     )
     app.add_middleware(AccessMiddleware)
     add_error_handlers(app)
-    for router in (
-        system.public_router,
-        system.router,
-        auth.public_router,
-        auth.router,
-        keys.me_router,
-        keys.router,
-        users.router,
-        chat.router,
-        chat_socket.router,
-        feedback.router,
-        feedback.preferences_router,
-        feedback.datasets_router,
-        adapters.router,  # before the models, of which one could be called "adapters"
-        models.router,
-        models.default_router,
-        datasets.router,
-        training.router,
-        training_socket.router,
-        openai.router,
-        xray.router,
-        page.public_router,
-        page.router,
-    ):
+    for router in ROUTERS:
         app.include_router(router)
     return app
 
