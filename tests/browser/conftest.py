@@ -20,6 +20,17 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-background-networking"]
 
 OpenPage = Callable[..., Page]
+# Gradio writes a field's value in the frame after the field appears, over what a hand quicker than a person's typed.
+FRAMES_LATER = (
+    "new Promise(then => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(then))))"
+)
+
+
+def open_settings(page: Page, accordion: str) -> None:
+    """Opens the accordion that the selector names, and waits until its fields can be filled."""
+    page.click(f"{accordion} > button")
+    expect(page.locator(f"{accordion} input").last).to_be_visible()
+    page.evaluate(FRAMES_LATER)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from mini_claude.terminal.users import open_users
 from mini_claude.utils.config import Settings
 
 from ..end_to_end.conftest import Server, with_model
-from .conftest import OpenPage, page_server
+from .conftest import OpenPage, open_settings, page_server
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
@@ -48,10 +48,6 @@ def ask(page: Page, text: str) -> str:
     wait_for_end(page)
     expect(page.locator("#say button.submit-button")).to_be_visible()
     return answers(page)[-1]
-
-
-def settings(page: Page) -> None:
-    page.click("#settings > button")
 
 
 def test_nothing_that_is_said_on_the_page_is_in_any_log_or_metric(page: Page, server: Server) -> None:
@@ -87,7 +83,7 @@ def test_code_is_highlighted_and_the_dark_page_is_dark(open_page: OpenPage, base
 
 def endless(page: Page) -> None:
     """Begin an answer that takes long enough to be interrupted; a small model repeats itself happily."""
-    settings(page)
+    open_settings(page, "#settings")
     page.get_by_label("number input for Longest answer").first.fill("4096")
     say(page, LONG)
     expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+\W+\w+\W+\w+\W+\w+"))
@@ -120,6 +116,7 @@ def test_a_new_chat_is_empty_at_once_while_the_reply_before_it_runs_on(page: Pag
     say(page, LONG)
     expect(page.locator("#chatbot .bot.message")).to_contain_text(re.compile(r"\w+"))
     page.click("#new-chat")
+    expect(page.locator("#chatbot .message")).to_have_count(0)
     assert "Paris" in ask(page, SHORT)
     expect(page.locator("#chatbot .user.message")).to_have_text([SHORT])
     page.locator("#sessions button", has_text="dragon").first.click()
@@ -206,7 +203,7 @@ def test_html_and_images_in_a_message_are_shown_and_never_loaded(page: Page) -> 
 
 
 def test_nonsense_in_a_setting_is_explained_and_nothing_is_lost(page: Page) -> None:
-    settings(page)
+    open_settings(page, "#settings")
     page.get_by_label("Seed").first.fill("99999999999999999999")
     say(page, SHORT)
     expect(page.locator(".toast-body, .toast-wrap").first).to_contain_text(re.compile("seed", re.I))

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from ..end_to_end.conftest import Server
 from ..training.tiny_adapters import save_adapter
-from .conftest import OpenPage
+from .conftest import OpenPage, open_settings
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
@@ -36,7 +36,7 @@ def ask(page: Page, question: str) -> None:
 
 
 def sampling(page: Page, which: str, temperature: str) -> None:
-    page.click(f"#{which}-settings > button")
+    open_settings(page, f"#{which}-settings")
     field = page.locator(f"#{which}-settings input[type=number]").first
     field.fill(temperature)
     field.press("Tab")

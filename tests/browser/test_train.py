@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from ..end_to_end.conftest import Server
+from .conftest import open_settings
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
@@ -40,7 +41,7 @@ def test_every_setting_has_help_and_a_preset_fills_them_in(page: Page, server: S
     open_tab(page)
     choose_dataset(page, "sums-of-help")
     expect(page.locator("#train-note")).to_contain_text("40 rows")
-    page.click("#train-settings > button")
+    open_settings(page, "#train-settings")
     expect(page.locator("#train-num_train_epochs")).to_contain_text("How often all rows are seen.")
     page.get_by_label("Quick", exact=True).check()
     expect(page.locator("#train-num_train_epochs input")).to_have_value("1")
