@@ -35,6 +35,13 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
 
 
 @pytest.fixture
+def own_postgresql() -> Iterator[PostgreSQL]:
+    """One that the test may stop."""
+    with postgresql_server() as server:
+        yield server
+
+
+@pytest.fixture
 def redis() -> Iterator[Redis]:
     """A server of the test's own: it starts in no time."""
     with redis_server() as server:

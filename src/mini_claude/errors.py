@@ -185,6 +185,12 @@ class StorageError(MiniClaudeError):
     default_code = "storage_error"
 
 
+class StorageUnavailable(StorageError):
+    """The database is away or busy: the same call can succeed in a moment."""
+
+    default_code = "storage_unavailable"
+
+
 class InternalError(MiniClaudeError):
     """A bug of ours; the message is for the client and gives nothing away."""
 

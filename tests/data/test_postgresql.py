@@ -210,9 +210,9 @@ def test_tables_that_were_removed_are_one_clear_error(postgresql_url: str) -> No
     [
         ("53100", "disk_full", "disk is full"),
         ("25006", "storage_error", "read-only"),
-        ("40P01", "storage_error", "try again"),
-        ("40001", "storage_error", "try again"),
-        ("57P01", "storage_error", "cannot be reached"),
+        ("40P01", "storage_unavailable", "try again"),
+        ("40001", "storage_unavailable", "try again"),
+        ("57P01", "storage_unavailable", "cannot be reached"),
         ("XX000", "storage_error", "log of the server"),
     ],
 )

@@ -15,7 +15,7 @@ from mini_claude.data.database import Database
 from mini_claude.data.models import ModelRepository
 from mini_claude.types import ModelSource, ModelSpec
 
-from ..postgresql import PostgreSQL, postgresql_server
+from ..postgresql import PostgreSQL
 from ..redis_server import Redis
 from ..training.tiny_adapters import save_base
 from .conftest import Server, serving, until, with_model
@@ -177,13 +177,6 @@ def check_job(client: Client, job_id: str) -> None:
     events = client.call("GET", f"{path}/progress", params={"limit": 1000}).json()["events"]
     assert [event["number"] for event in events] == list(range(1, len(events) + 1))
     assert [event["data"]["state"] for event in events if event["type"] == "state"].count("running") == 1
-
-
-@pytest.fixture
-def own_postgresql() -> Iterator[PostgreSQL]:
-    """One that the test may stop."""
-    with postgresql_server() as server:
-        yield server
 
 
 def test_two_hosts_share_conversations_and_limits_and_outlive_a_restart_of_the_database(

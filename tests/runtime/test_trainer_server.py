@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import SecretStr
@@ -13,12 +15,17 @@ from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.records import Dataset, Job
+from mini_claude.errors import StorageUnavailable
+from mini_claude.runtime import patience
+from mini_claude.runtime.job_report import JobReport
 from mini_claude.runtime.launches import TrainerLaunch
 from mini_claude.runtime.trainer_server import TrainerServer
 from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments
+from mini_claude.training.callbacks import CheckpointSaved
 from mini_claude.types import ModelSource, ModelSpec
 from mini_claude.utils.config import Settings
 
+from ..postgresql import PostgreSQL
 from ..training.faulty_disk import FaultyDisk
 from ..training.tiny_adapters import save_base
 
@@ -66,6 +73,10 @@ class Workplace:
         TrainerServer(launch, self.settings, self.database).run()
         return self.jobs.get(OWNER, job_id)
 
+    def told(self, job_id: str) -> list[str]:
+        """The types of its events, without progress: how often that is told depends on the time."""
+        return [event.type for event in self.jobs.events(OWNER, job_id, 0, 1000) if event.type != "progress"]
+
     def weights(self, job_id: str) -> bytes:
         return (self.settings.adapters_dir / job_id / "adapter_model.safetensors").read_bytes()
 
@@ -108,8 +119,67 @@ def test_a_job_is_the_same_on_postgresql(workplace: Workplace, postgresql_url: s
     job = other.run(other.submit("bot"))
     assert (job.state, job.adapter, job.progress.keys()) == ("completed", "tiny:bot@1", expected.progress.keys())
     assert other.weights(job.id) == workplace.weights(expected.id)
-    told, expected_told = (
-        each.jobs.events(OWNER, ran.id, 0, 1000) for each, ran in ((other, job), (workplace, expected))
-    )
-    assert [event.type for event in told] == [event.type for event in expected_told]
+    assert other.told(job.id) == workplace.told(expected.id)
     other.database.close()
+
+
+@pytest.fixture
+def on_a_server(own_postgresql: PostgreSQL, tmp_path: Path) -> Iterator[Workplace]:
+    with own_postgresql.database() as url:
+        workplace = Workplace(tmp_path, SecretStr(url))
+        yield workplace
+        workplace.database.close()
+
+
+def stop_after_first_checkpoint(patch: pytest.MonkeyPatch, server: PostgreSQL) -> None:
+    """As the trainer is about to tell of it."""
+    tell = JobReport.on_checkpoint
+
+    def stop_and_tell(report: JobReport, saved: CheckpointSaved) -> None:
+        if saved.step == 1:
+            server.stop()
+        tell(report, saved)
+
+    patch.setattr(JobReport, "on_checkpoint", stop_and_tell)
+
+
+def pausing(patch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Whoever waits for the database calls this instead of sleeping."""
+    patch.setattr(patience, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+
+
+def test_a_job_waits_for_its_database_and_goes_on(
+    on_a_server: Workplace, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            own_postgresql.start()
+
+    stop_after_first_checkpoint(monkeypatch, own_postgresql)
+    pausing(monkeypatch, sleep)
+    job = on_a_server.run(on_a_server.submit("bot"))
+    assert (job.state, job.adapter, len(waits)) == ("completed", "tiny:bot@1", 3)
+    events = on_a_server.jobs.events(OWNER, job.id, 0, 1000)
+    assert [event.data["step"] for event in events if event.type == "checkpoint"] == [1, 2, 3]
+    assert [event.data["state"] for event in events if event.type == "state"] == ["pending", "running", "completed"]
+
+
+def test_a_job_whose_database_stays_away_goes_on_from_its_checkpoint(
+    on_a_server: Workplace, own_postgresql: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = on_a_server.submit("bot")
+    with monkeypatch.context() as patch:
+        stop_after_first_checkpoint(patch, own_postgresql)
+        patch.setattr(patience, "PATIENCE_SECONDS", 0.0)
+        with pytest.raises(StorageUnavailable):
+            on_a_server.run(job_id)
+    own_postgresql.start()
+    (job,) = on_a_server.jobs.running()
+    assert job.token is not None
+    on_a_server.jobs.interrupt(job.id, job.token, "as the queue does it")
+    assert on_a_server.run(job_id).state == "completed"
+    said = [event.data for event in on_a_server.jobs.events(OWNER, job_id, 0, 1000) if event.type == "log"]
+    assert {"message": "Going on from the checkpoint of step 1."} in said

@@ -9,7 +9,7 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mini_claude.errors import InvalidRequest, StorageError
+from mini_claude.errors import InvalidRequest, StorageError, StorageUnavailable
 from mini_claude.utils.logging import get_logger
 
 BUSY_SECONDS: Final = 30
@@ -27,7 +27,7 @@ _REASONS: Final = (
     ("no such table", "storage_error", "The database was removed while the server ran; restart the server."),
     ("unable to open", "storage_error", "The database cannot be opened; check that its folder exists and is ours."),
     ("readonly", "storage_error", "The database is read-only; check the permissions of its file and folder."),
-    ("locked", "storage_error", f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
+    ("locked", "storage_unavailable", f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
     ("not a database", "storage_error", "The database file is damaged; restore a copy or move it away."),
     ("malformed", "storage_error", "The database file is damaged; restore a copy or move it away."),
 )
@@ -37,11 +37,11 @@ _STATES: Final = (
     ("42P01", "storage_error", "The tables were removed while the server ran; restart the server."),
     ("42501", "storage_error", "PostgreSQL forbids it: the user in database_url must own the database and its tables."),
     ("25006", "storage_error", "The database is read-only; let database_url lead to the primary server."),
-    ("40", "storage_error", _BUSY),
-    ("08", "storage_error", _UNREACHABLE),
+    ("40", "storage_unavailable", _BUSY),
+    ("08", "storage_unavailable", _UNREACHABLE),
     ("28", "storage_error", _UNREACHABLE),
     ("3D", "storage_error", _UNREACHABLE),
-    ("57P", "storage_error", _UNREACHABLE),
+    ("57P", "storage_unavailable", _UNREACHABLE),
 )
 
 _log = get_logger(__name__)
@@ -60,7 +60,7 @@ def storage_errors() -> Iterator[None]:
     except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, no database can hold it
         raise InvalidRequest("A text holds half of a surrogate pair; send valid Unicode.") from error
     except PoolTimeoutError as error:
-        raise StorageError("All connections to the database are in use; try again.") from error
+        raise StorageUnavailable("All connections to the database are in use; try again.") from error
     except DBAPIError as error:
         raise _translated(error) from error
     except SQLAlchemyError as error:
@@ -78,17 +78,23 @@ def _translated(error: DBAPIError) -> InvalidRequest | StorageError:
     if isinstance(error.orig, sqlite3.Error):
         for fragment, code, sentence in _REASONS:
             if fragment in said.lower():
-                return StorageError(sentence, code=code)
+                return _refusal(code, sentence)
     else:
         if state is None and isinstance(error, OperationalError):  # there is, or was suddenly, no connection
             _log.error("database.unreachable", reason=said)
-            return StorageError(_UNREACHABLE)
+            return StorageUnavailable(_UNREACHABLE)
         for beginning, code, sentence in _STATES:
             if (state or "").startswith(beginning):
-                return StorageError(sentence, code=code)
+                return _refusal(code, sentence)
     # Not what it says, which may quote what somebody wrote.
     _log.error("database.refused", error=type(error.orig).__name__, state=state)
     return StorageError("The database refused; the log of the server says why.")
+
+
+def _refusal(code: str, sentence: str) -> StorageError:
+    if code == StorageUnavailable.default_code:
+        return StorageUnavailable(sentence)
+    return StorageError(sentence, code=code)
 
 
 def hide_details(context: ExceptionContext) -> None:

@@ -4,6 +4,7 @@ import time
 from typing import Any, Final
 
 from mini_claude.data.jobs import JobRepository
+from mini_claude.runtime.patience import patiently
 from mini_claude.training.callbacks import Callback, CheckpointSaved, Control, RunStarted, StepDone
 from mini_claude.training.training_state import TrainingState
 
@@ -12,7 +13,10 @@ MAX_PROGRESS_EVENTS: Final = 1000  # about; a long run reports less often
 
 
 class JobReport(Callback):
-    """Stores events under the trainer's token. Raises `TrainerOutdated` once that is another trainer's."""
+    """Stores events under the trainer's token, and waits while the database is away: so does the training.
+
+    Raises `TrainerOutdated` once the token is another trainer's, and `StorageUnavailable` when the wait was too long.
+    """
 
     def __init__(self, jobs: JobRepository, job_id: str, token: str) -> None:
         self._jobs = jobs
@@ -22,7 +26,7 @@ class JobReport(Callback):
 
     def tell(self, kind: str, **data: Any) -> bool:
         """Store one event; returns whether the job is to be cancelled."""
-        return self._jobs.append(self._job_id, self._token, kind, data)
+        return patiently(self._jobs.append, self._job_id, self._token, kind, data)
 
     def on_start(self, started: RunStarted, control: Control) -> None:
         """How large the run is, and where it goes on."""

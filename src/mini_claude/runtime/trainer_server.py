@@ -19,12 +19,22 @@ from mini_claude.data.dataset_store import DatasetStore
 from mini_claude.data.jobs import JobRepository
 from mini_claude.data.models import ModelRepository
 from mini_claude.data.records import JobState
-from mini_claude.errors import Conflict, InternalError, MiniClaudeError, NotFound, StorageError, TrainerOutdated
+from mini_claude.errors import (
+    Conflict,
+    ErrorInfo,
+    InternalError,
+    MiniClaudeError,
+    NotFound,
+    StorageError,
+    StorageUnavailable,
+    TrainerOutdated,
+)
 from mini_claude.models.catalog import BUILTIN
 from mini_claude.runtime.adapter_requests import VERIFICATION_SECONDS, Base, VerifyRequest
 from mini_claude.runtime.job_report import JobReport
 from mini_claude.runtime.launches import TrainerLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
+from mini_claude.runtime.patience import patiently
 from mini_claude.runtime.short_process import ShortProcessEnded, ShortProcessKilled, run_short
 from mini_claude.types import ModelSource, ModelSpec
 from mini_claude.utils.config import Settings
@@ -48,18 +58,22 @@ class TrainerServer:
         self._models = ModelRepository(database)
         self._adapters = AdapterRepository(database)
         own = ProcessIdentity.own()
-        self._job = self._jobs.begin(launch.job_id, launch.token, own.pid, own.started)
+        self._job = patiently(self._jobs.begin, launch.job_id, launch.token, own.pid, own.started)
         self._report = JobReport(self._jobs, launch.job_id, launch.token)
 
     def run(self) -> None:
-        """To the job's last event. Raises `TrainerOutdated` when it is another trainer's job by now."""
+        """To the job's last event. Raises `TrainerOutdated` when it is another trainer's job by now.
+
+        Raises `StorageUnavailable` when the database stayed away. The job is running still as far as that knows; once
+        it is back, the queue finds the trainer gone and starts another, which goes on from the last checkpoint.
+        """
         try:
             reference = self._train()
-        except TrainerOutdated:
+        except (TrainerOutdated, StorageUnavailable):
             raise
         except MiniClaudeError as error:
             log.warning("job.failed", job_id=self._job.id, code=error.code)
-            self._jobs.finish(self._job.id, self._token, "failed", (type(error).__name__, error.info()))
+            self._finish("failed", (type(error).__name__, error.info()))
         except Exception as error:
             log.exception("job.failed", job_id=self._job.id)
             fault: MiniClaudeError = InternalError("Training failed unexpectedly; the log of its trainer says why.")
@@ -69,11 +83,14 @@ class TrainerServer:
                     f"The disk of {folder} is full; free some space and resume the job, nothing is lost.",
                     code="disk_full",
                 )
-            self._jobs.finish(self._job.id, self._token, "failed", (type(fault).__name__, fault.info()))
+            self._finish("failed", (type(fault).__name__, fault.info()))
         else:
             state: JobState = "completed" if reference else "cancelled"
-            self._jobs.finish(self._job.id, self._token, state, adapter=reference)
+            self._finish(state, adapter=reference)
             log.info("job.ended", job_id=self._job.id, state=state)
+
+    def _finish(self, state: JobState, error: tuple[str, ErrorInfo] | None = None, adapter: str | None = None) -> None:
+        patiently(self._jobs.finish, self._job.id, self._token, state, error, adapter)
 
     def _train(self) -> str | None:
         """The reference of the result; None when the job was cancelled."""
@@ -109,7 +126,7 @@ class TrainerServer:
 
     def _spec(self, name: str) -> ModelSpec:
         builtin = {spec.name: spec for spec in BUILTIN}
-        spec = builtin.get(name) or self._models.find(name)
+        spec = builtin.get(name) or patiently(self._models.find, name)
         if spec is None:
             raise NotFound(f"The model {name!r} was removed.", code="model_not_found", param="model_name")
         return spec
@@ -143,10 +160,16 @@ class TrainerServer:
         self._settings.adapters_dir.mkdir(exist_ok=True)
         if not target.exists():
             output.rename(target)
-        version = self._adapters.add(
-            job.owner, spec.name, job.spec.adapter_name, job.id, msgspec.to_builtins(facts), job.id
+        version = patiently(
+            self._adapters.add,
+            job.owner,
+            spec.name,
+            job.spec.adapter_name,
+            job.id,
+            msgspec.to_builtins(facts),
+            job.id,
         )
-        self._adapters.certify(version, certificate)
+        patiently(self._adapters.certify, version, certificate)
         return version.reference
 
     def _certify(self, spec: ModelSpec, output: Path) -> dict[str, Any]:
@@ -180,12 +203,15 @@ class TrainerServer:
                 shutil.copyfile(base / name, output / name)
         source = ModelSource("folder", str(output))
         tuned = ModelSpec(job.spec.adapter_name, spec.family, (source,), f"{spec.name}, all weights tuned")
+        patiently(self._add_model, tuned, output)
+        return tuned.name
+
+    def _add_model(self, tuned: ModelSpec, output: Path) -> None:
         known = self._models.find(tuned.name)
         if known is None:
             self._models.add(tuned)
         elif known.sources != tuned.sources:
             raise Conflict(f"There is a model {tuned.name!r} already; the result stays in {output}.")
-        return tuned.name
 
 
 def _sequences(examples: Any) -> list[tuple[int, ...]]:
@@ -206,6 +232,9 @@ def main() -> None:
         TrainerServer(launch, settings, database).run()
     except TrainerOutdated:
         log.warning("trainer.outdated", job_id=launch.job_id)
+    except StorageUnavailable as error:
+        log.error("trainer.left", job_id=launch.job_id, reason=error.message)
+        sys.exit(1)
     finally:
         database.close()
 
