@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
+from ..torture.sizes import Sizes, at_both_sizes
 from .clients import (
     NATIVE,
     OPENAI,
@@ -162,9 +164,10 @@ def check_stored(url: str, told: list[Told]) -> None:
     assert [turn for turn in stored if turn["status"] == "running"] == []
 
 
-def test_sigterm_under_load_cuts_nothing_in_silence_and_leaves_no_turn_running(data_dir: Path) -> None:
+@at_both_sizes
+def test_sigterm_under_load_cuts_nothing_in_silence_and_leaves_no_turn_running(data_dir: Path, sizes: Sizes) -> None:
     told: list[Told] = []
-    for workers, deadline in SHUTDOWNS:
+    for workers, deadline in islice(cycle(SHUTDOWNS), sizes.shutdowns):
         with serving(data_dir, **ECHO, workers=workers, shutdown_seconds=deadline) as server:
             check_stored(server.url, told)
             told = shut_down_under_load(server, deadline)

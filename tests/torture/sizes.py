@@ -19,6 +19,7 @@ class Sizes:
     random_paths: int
     refusals: int  # by a server that is full
     refusal_seconds: float  # that all but one in a hundred may take
+    shutdowns: int  # under load, one after another over the same data
     soak_seconds: float  # of ordinary use, at least
     soak_rounds: int  # of it, at least
 
@@ -33,6 +34,7 @@ REDUCED: Final = Sizes(
     random_paths=500,
     refusals=60,
     refusal_seconds=1.0,  # on a machine that does other things too
+    shutdowns=5,
     soak_seconds=0.0,
     soak_rounds=60,
 )
@@ -46,6 +48,7 @@ FULL: Final = Sizes(
     random_paths=10_000,
     refusals=500,
     refusal_seconds=0.1,
+    shutdowns=20,
     soak_seconds=1800.0,
     soak_rounds=2000,
 )
