@@ -52,6 +52,11 @@ FULL: Final = Sizes(
     soak_seconds=1800.0,
     soak_rounds=2000,
 )
+FULL_SECONDS: Final = 3000  # the longest that one test may take at full size
 at_both_sizes: Final = pytest.mark.parametrize(
-    "sizes", [pytest.param(REDUCED, id="reduced"), pytest.param(FULL, id="full", marks=pytest.mark.torture)]
+    "sizes",
+    [
+        pytest.param(REDUCED, id="reduced"),
+        pytest.param(FULL, id="full", marks=[pytest.mark.torture, pytest.mark.timeout(FULL_SECONDS)]),
+    ],
 )

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from ..end_to_end.conftest import Server, serving
+from ..end_to_end.conftest import START_SECONDS, Server, serving, until, with_model
 from .sizes import REDUCED, Sizes, at_both_sizes
 
 pytestmark = [pytest.mark.alone, pytest.mark.timeout(3000)]
@@ -80,8 +80,9 @@ async def growth(server: Server, sizes: Sizes) -> dict[str, float]:
 
 
 @at_both_sizes
-async def test_no_process_grows(tmp_path: Path, sizes: Sizes) -> None:
-    with serving(tmp_path / "data") as server:
+async def test_no_process_grows(tmp_path: Path, smollm2_folder: Path, sizes: Sizes) -> None:
+    with serving(with_model(tmp_path / "data", smollm2_folder)) as server:
+        until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
         grown = await growth(server, sizes)
     assert len(grown) == 3, "worker, supervisor and engine"
     assert max(grown.values()) < MAX_GROWTH, grown

@@ -1,5 +1,6 @@
 """The chat's events: what each button does to a conversation."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from mini_claude.web.page.chat_view import ChatView, Here, Update
 from mini_claude.web.page.downloads import write_download
 from mini_claude.web.page.messages import edited_text
 from mini_claude.web.page.screens import Screens
+from mini_claude.web.page.send_buttons import SEND
 from mini_claude.web.page.visitor import event, stream, tell, visitor
 
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -22,9 +24,7 @@ _CLOSE_SIDEBAR: Final = """() => {
   if (window.innerWidth < 768) document.querySelector("#sidebar button.toggle-button")?.click();
 }"""
 # In the browser, at once: what is typed right after it belongs to the new chat.
-_EMPTY_CHAT: Final = """() => [
-  {session: null, turns: []}, [], {__type__: "update", submit_btn: true, stop_btn: false}
-]"""
+_EMPTY_CHAT: Final = f"() => [{{session: null, turns: []}}, [], {json.dumps({'__type__': 'update', **SEND})}]"
 _CLICK_FILE: Final = "() => document.querySelector('#session-file').click()"
 
 

@@ -20,6 +20,7 @@ from mini_claude.web.page.facts import Speed, facts_of
 from mini_claude.web.page.messages import Corrections, message_of, messages_of
 from mini_claude.web.page.sampling_panel import SamplingPanel
 from mini_claude.web.page.screens import StillShown
+from mini_claude.web.page.send_buttons import SEND, STOP
 from mini_claude.web.page.session_list import SessionList
 
 FRAME_SECONDS: Final = 0.1  # between two looks of a reply that is being written
@@ -74,7 +75,7 @@ class ChatView:
             lines=1,
             max_lines=8,
             autofocus=True,
-            submit_btn=True,
+            **SEND,
             elem_id="say",
         )
         self.branches = gr.Dropdown([], label="Other versions of this conversation", visible=False, elem_id="branches")
@@ -103,7 +104,7 @@ class ChatView:
             self.here: {"session": session_id, "turns": [turn.id for turn in path]},
             self.chatbot: gr.Chatbot(messages_of(path, corrections), feedback_value=corrections.ratings(path)),
             self.facts: facts_of(path, lengths),
-            self.say: gr.Textbox(submit_btn=True, stop_btn=False),
+            self.say: gr.Textbox(**SEND),
             self.branches: gr.Dropdown(
                 [(branch.label, branch.leaf_id) for branch in branches],
                 value=None,
@@ -151,7 +152,7 @@ class ChatView:
         `look`: the conversation as it is now, where the caller knows it.
         """
         look = look or await self.look(caller, reply.session_id, query)
-        yield {**look.update, self.say: gr.Textbox("", submit_btn=False, stop_btn=True)}
+        yield {**look.update, self.say: gr.Textbox("", **STOP)}
         before = messages_of(look.path[:-1], look.corrections)
         text, num_tokens, started = "", 0, time.perf_counter()
         shown_at = started  # the first frame comes later too: Gradio's page loses what comes at once

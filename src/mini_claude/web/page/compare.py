@@ -16,6 +16,7 @@ from mini_claude.web.page.contestant_panel import ContestantPanel
 from mini_claude.web.page.conversation import safe_markdown
 from mini_claude.web.page.proof import proof_of
 from mini_claude.web.page.race import Contestant, start_race
+from mini_claude.web.page.send_buttons import SEND, STOP
 from mini_claude.web.page.visitor import event, stream, visitor
 
 _QUIET: Final[dict[str, Any]] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -67,7 +68,7 @@ class CompareTab:
             label="Question",
             lines=1,
             max_lines=8,
-            submit_btn=True,
+            **SEND,
             elem_id="compare-question",
         )
         with gr.Row():
@@ -167,7 +168,7 @@ class CompareTab:
         ready = comparison.can_be_judged and comparison.choice is None
         update: Update = {
             self.comparison: comparison,
-            self.question: gr.Textbox(submit_btn=not running, stop_btn=running),
+            self.question: gr.Textbox(**(STOP if running else SEND)),
             self.verdict: _verdict(comparison, running=running),
             **{button: gr.Button(interactive=ready) for button in self.buttons.values()},
             **self._texts(comparison),
