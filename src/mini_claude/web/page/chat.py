@@ -24,7 +24,11 @@ _CLOSE_SIDEBAR: Final = """() => {
   if (window.innerWidth < 768) document.querySelector("#sidebar button.toggle-button")?.click();
 }"""
 # In the browser, at once: what is typed right after it belongs to the new chat.
-_EMPTY_CHAT: Final = f"() => [{{session: null, turns: []}}, [], {json.dumps({'__type__': 'update', **SEND})}]"
+_EMPTY: Final = f"[{{session: null, turns: []}}, [], {json.dumps({'__type__': 'update', **SEND})}]"
+_EMPTY_CHAT: Final = f"(here) => {{ window.leftSession = here.session; return {_EMPTY}; }}"
+# What the reply from before had sent when it was called off can arrive after that, and shows the conversation before.
+_EMPTY_AGAIN: Final = f"""(here) => [null, window.leftSession].includes(here.session)
+  ? {_EMPTY} : Array(3).fill({{__type__: "update"}})"""
 _CLICK_FILE: Final = "() => document.querySelector('#session-file').click()"
 
 
@@ -46,9 +50,11 @@ class ChatTab:
         new = view.sessions.new
         # An event's listeners run one after the other: what the reply from before still sends is off first.
         new.click(None, cancels=[restored, *self._following])
-        emptied = new.click(None, None, [view.here, view.chatbot, view.say], js=_EMPTY_CHAT, **_QUIET)
+        chat = [view.here, view.chatbot, view.say]
+        emptied = new.click(None, view.here, chat, js=_EMPTY_CHAT, **_QUIET)
         new.click(None, None, None, js=_CLOSE_SIDEBAR)
-        emptied.then(self._new, view.sessions.query, view.around, **_QUIET)
+        renewed = emptied.then(self._new, view.sessions.query, view.around, **_QUIET)
+        renewed.then(None, view.here, chat, js=_EMPTY_AGAIN, **_QUIET)
 
     def _wire(self) -> list[gr.events.Dependency]:
         """Every button but "New chat". Gives the events that go on while a reply is being written."""
