@@ -133,9 +133,16 @@ def with_model(data_dir: Path, smollm2_folder: Path) -> Path:
     return data_dir
 
 
+@contextmanager
+def serving_model(data_dir: Path, smollm2_folder: Path) -> Iterator[Server]:
+    """A server whose embedded model is ready."""
+    with serving(with_model(data_dir, smollm2_folder)) as server:
+        until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
+        yield server
+
+
 @pytest.fixture(scope="session")
 def real_server(tmp_path_factory: pytest.TempPathFactory, smollm2_folder: Path) -> Iterator[Server]:
     """One server with the embedded model for all tests that do not break it."""
-    with serving(with_model(tmp_path_factory.mktemp("real"), smollm2_folder)) as server:
-        until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
+    with serving_model(tmp_path_factory.mktemp("real"), smollm2_folder) as server:
         yield server

@@ -11,10 +11,10 @@ import psutil
 import pytest
 from websockets.asyncio.client import connect
 
-from ..end_to_end.conftest import START_SECONDS, Server, serving, until, with_model
-from .sizes import REDUCED, Sizes, at_both_sizes
+from ..end_to_end.conftest import Server, serving, serving_model
+from .sizes import FULL_SECONDS, REDUCED, Sizes, at_both_sizes
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(FULL_SECONDS)]
 
 MAX_GROWTH = 0.05
 NUM_CLIENTS = 4
@@ -81,8 +81,7 @@ async def growth(server: Server, sizes: Sizes) -> dict[str, float]:
 
 @at_both_sizes
 async def test_no_process_grows(tmp_path: Path, smollm2_folder: Path, sizes: Sizes) -> None:
-    with serving(with_model(tmp_path / "data", smollm2_folder)) as server:
-        until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
+    with serving_model(tmp_path / "data", smollm2_folder) as server:
         grown = await growth(server, sizes)
     assert len(grown) == 3, "worker, supervisor and engine"
     assert max(grown.values()) < MAX_GROWTH, grown

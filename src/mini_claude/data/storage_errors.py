@@ -1,8 +1,9 @@
 """What a database says when it refuses, as one sentence with the way out."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from sqlalchemy.engine import ExceptionContext
@@ -20,28 +21,30 @@ _UNREACHABLE: Final = (
 )
 _BUSY: Final = "The database was busy with something that excludes this; try again."
 
-# What SQLite says, the code of the error that we raise, and what the person is told.
-_REASONS: Final = (
-    ("disk is full", "disk_full", _FULL),
-    ("no space left", "disk_full", _FULL),
-    ("no such table", "storage_error", "The database was removed while the server ran; restart the server."),
-    ("unable to open", "storage_error", "The database cannot be opened; check that its folder exists and is ours."),
-    ("readonly", "storage_error", "The database is read-only; check the permissions of its file and folder."),
-    ("locked", "storage_unavailable", f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
-    ("not a database", "storage_error", "The database file is damaged; restore a copy or move it away."),
-    ("malformed", "storage_error", "The database file is damaged; restore a copy or move it away."),
+_DISK_FULL: Final = partial(StorageError, code="disk_full")
+
+# What SQLite says, the error that we raise, and what the person is told.
+_REASONS: Final[Sequence[tuple[str, Callable[[str], StorageError], str]]] = (
+    ("disk is full", _DISK_FULL, _FULL),
+    ("no space left", _DISK_FULL, _FULL),
+    ("no such table", StorageError, "The database was removed while the server ran; restart the server."),
+    ("unable to open", StorageError, "The database cannot be opened; check that its folder exists and is ours."),
+    ("readonly", StorageError, "The database is read-only; check the permissions of its file and folder."),
+    ("locked", StorageUnavailable, f"The database stayed busy for {BUSY_SECONDS} seconds; try again."),
+    ("not a database", StorageError, "The database file is damaged; restore a copy or move it away."),
+    ("malformed", StorageError, "The database file is damaged; restore a copy or move it away."),
 )
 # The same for PostgreSQL, which speaks many languages: by SQLSTATE, or the class that is its beginning.
-_STATES: Final = (
-    ("53100", "disk_full", _FULL),
-    ("42P01", "storage_error", "The tables were removed while the server ran; restart the server."),
-    ("42501", "storage_error", "PostgreSQL forbids it: the user in database_url must own the database and its tables."),
-    ("25006", "storage_error", "The database is read-only; let database_url lead to the primary server."),
-    ("40", "storage_unavailable", _BUSY),
-    ("08", "storage_unavailable", _UNREACHABLE),
-    ("28", "storage_error", _UNREACHABLE),
-    ("3D", "storage_error", _UNREACHABLE),
-    ("57P", "storage_unavailable", _UNREACHABLE),
+_STATES: Final[Sequence[tuple[str, Callable[[str], StorageError], str]]] = (
+    ("53100", _DISK_FULL, _FULL),
+    ("42P01", StorageError, "The tables were removed while the server ran; restart the server."),
+    ("42501", StorageError, "PostgreSQL forbids it: the user in database_url must own the database and its tables."),
+    ("25006", StorageError, "The database is read-only; let database_url lead to the primary server."),
+    ("40", StorageUnavailable, _BUSY),
+    ("08", StorageUnavailable, _UNREACHABLE),
+    ("28", StorageError, _UNREACHABLE),
+    ("3D", StorageError, _UNREACHABLE),
+    ("57P", StorageUnavailable, _UNREACHABLE),
 )
 
 _log = get_logger(__name__)
@@ -76,25 +79,19 @@ def _translated(error: DBAPIError) -> InvalidRequest | StorageError:
     if state in ("22001", "22003"):
         return InvalidRequest("A text is longer, or a number larger, than what can be stored; send less.")
     if isinstance(error.orig, sqlite3.Error):
-        for fragment, code, sentence in _REASONS:
+        for fragment, refusal, sentence in _REASONS:
             if fragment in said.lower():
-                return _refusal(code, sentence)
+                return refusal(sentence)
     else:
         if state is None and isinstance(error, OperationalError):  # there is, or was suddenly, no connection
             _log.error("database.unreachable", reason=said)
             return StorageUnavailable(_UNREACHABLE)
-        for beginning, code, sentence in _STATES:
+        for beginning, refusal, sentence in _STATES:
             if (state or "").startswith(beginning):
-                return _refusal(code, sentence)
+                return refusal(sentence)
     # Not what it says, which may quote what somebody wrote.
     _log.error("database.refused", error=type(error.orig).__name__, state=state)
     return StorageError("The database refused; the log of the server says why.")
-
-
-def _refusal(code: str, sentence: str) -> StorageError:
-    if code == StorageUnavailable.default_code:
-        return StorageUnavailable(sentence)
-    return StorageError(sentence, code=code)
 
 
 def hide_details(context: ExceptionContext) -> None:
