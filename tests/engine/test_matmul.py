@@ -34,6 +34,17 @@ def test_every_way_agrees_with_torch(weight: torch.Tensor, num_rows: int, has_bi
         assert torch.allclose(way(weight.clone())(x, bias), expected, rtol=1e-4, atol=1e-4), way
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+@torch.inference_mode()
+def test_bfloat16_is_multiplied_by_torch_alone_where_the_processor_lacks_it(
+    weight: torch.Tensor, is_shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for_float32 = ways(weight, is_shared=is_shared)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert ways(weight.bfloat16(), is_shared=is_shared) == [TorchMatmul]
+    assert ways(weight, is_shared=is_shared) == for_float32
+
+
 @torch.inference_mode()
 def test_another_way_must_be_clearly_faster_than_torchs_own(
     weight: torch.Tensor, monkeypatch: pytest.MonkeyPatch

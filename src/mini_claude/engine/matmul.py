@@ -93,14 +93,20 @@ def _candidates(weight: torch.Tensor, *, is_shared: bool) -> list[Callable[[torc
     """What can be used instead of torch's own call."""
     if weight.device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return []
-    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     has_mkl = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     candidates: list[Callable[[torch.Tensor], Matmul]] = []
-    if weight.dtype in (torch.float32, torch.bfloat16) and has_onednn:
+    if _onednn_has(weight.dtype):
         candidates.append(OneDNNMatmul if is_shared else ReorderedOneDNNMatmul)
     if weight.dtype == torch.float32 and not is_shared and has_mkl:
         candidates.append(PackedMKLMatmul)
     return candidates
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    """Whether its calls take this type: bfloat16 needs instructions that processors before AVX-512 lack."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _fastest(
