@@ -71,6 +71,7 @@ class GenerationRequest:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     adapter: AdapterRef | None = None  # None: the model as it is
+    owner: str = ""  # whose it is, where several share the engine: seats and queue are divided between owners
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,22 @@ def test_the_oldest_waiting_job_is_claimed_and_no_more_than_allowed_run(jobs: Jo
     assert jobs.claim(5) is None
 
 
+def test_owners_take_turns_and_what_was_begun_goes_on_first(jobs: JobRepository) -> None:
+    mine = [submit(jobs) for _ in range(3)]
+    theirs = [jobs.submit("other", SPEC, "b", None)[0] for _ in range(2)]
+    order = []
+    for _ in range(3):
+        job, token = claim(jobs)
+        order.append(job.id)
+        jobs.begin(job.id, token, 42, 1.5)
+        jobs.finish(job.id, token, "completed")
+    assert order == [mine[0].id, theirs[0].id, mine[1].id]
+    begun, token = claim(jobs)
+    assert begun.id == theirs[1].id
+    jobs.interrupt(begun.id, token, "killed")
+    assert claim(jobs)[0].id == begun.id
+
+
 def test_a_trainer_lives_its_life(jobs: JobRepository) -> None:
     job, token = submit(jobs), ""
     _, token = claim(jobs)

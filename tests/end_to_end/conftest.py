@@ -134,9 +134,9 @@ def with_model(data_dir: Path, smollm2_folder: Path) -> Path:
 
 
 @contextmanager
-def serving_model(data_dir: Path, smollm2_folder: Path) -> Iterator[Server]:
+def serving_model(data_dir: Path, smollm2_folder: Path, **settings: str) -> Iterator[Server]:
     """A server whose embedded model is ready."""
-    with serving(with_model(data_dir, smollm2_folder)) as server:
+    with serving(with_model(data_dir, smollm2_folder), **settings) as server:
         until(lambda: server.http.get("/api/v1/health").status_code == 200, START_SECONDS, "the model is not ready")
         yield server
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPMessage
+from pathlib import Path
 from statistics import median
 
 import psutil
@@ -29,7 +30,7 @@ from .clients import (
     user,
     web_socket,
 )
-from .conftest import Server, serving, until
+from .conftest import Server, serving, serving_model, until
 
 pytestmark = pytest.mark.alone
 
@@ -37,6 +38,7 @@ MODEL = "smollm2-135m"
 SEATS, QUEUE = 2, 2
 CAPACITY = SEATS + QUEUE
 LONG = "\x01" * 1000  # as long as a reply can be, and each of its characters takes six in JSON
+STORY = "Write a long story about a fox and a river."
 NUM_BURSTS = 4
 NUM_DEAF = 16
 NUM_DEAF_SOCKETS = 4
@@ -53,7 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def all_seats_are_free(server: Server) -> bool:
     with new_connection(server.url) as http:
-        return http.post(OPENAI, json={"messages": user("hello"), "n": CAPACITY}).status_code == 200
+        return http.post(OPENAI, json={"messages": user("hello"), "n": CAPACITY, "max_tokens": 9}).status_code == 200
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,10 @@ class Attempt:
     body: str
 
 
-def attempt(url: str, path: str, stream: bool) -> Attempt:
+def attempt(url: str, path: str, stream: bool, text: str = LONG, max_tokens: int = 1010) -> Attempt:
     """One request by http.client, which takes little of the processor that it shares with the server."""
     connection = HTTPConnection(url.removeprefix("http://"), timeout=60)
-    body = json.dumps({"messages": user(LONG), "max_tokens": 1010, "stream": stream})
+    body = json.dumps({"messages": user(text), "max_tokens": max_tokens, "stream": stream})
     started = time.perf_counter()
     connection.request("POST", path, body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -103,31 +105,36 @@ def test_ten_times_the_capacity_gives_quick_refusals_and_whole_answers(server: S
 
 
 @at_both_sizes
-def test_who_is_refused_by_a_full_server_knows_it_at_once(server: Server, sizes: Sizes) -> None:
+def test_who_is_refused_by_a_full_server_knows_it_at_once(data_dir: Path, smollm2_folder: Path, sizes: Sizes) -> None:
+    """The model computes on all cores meanwhile, and the server is full from the first answer on."""
     enough = threading.Event()
     refused: list[Attempt] = []
 
-    def come_again(number: int) -> list[Attempt]:
+    def come_again(number: int, url: str) -> list[Attempt]:
         admitted: list[Attempt] = []
         for turn in itertools.count(number):
             if enough.is_set():
                 break
-            answer = attempt(server.url, NATIVE if turn % 4 < 2 else OPENAI, stream=turn % 2 == 0)
+            answer = attempt(url, NATIVE if turn % 4 < 2 else OPENAI, turn % 2 == 0, STORY, 200)
             (refused if answer.status == 503 else admitted).append(answer)
             if len(refused) >= sizes.refusals:
                 enough.set()
             enough.wait(0.02)  # the pace of who comes, not a wait for anything
         return admitted
 
-    with ThreadPoolExecutor(2 * CAPACITY) as pool:
-        clients = [pool.submit(come_again, number) for number in range(2 * CAPACITY)]
+    settings = {"max_num_seqs": f"{SEATS}", "max_waiting": f"{QUEUE}"}
+    with (
+        serving_model(data_dir, smollm2_folder, **settings) as server,
+        ThreadPoolExecutor(2 * CAPACITY) as pool,
+    ):
+        clients = [pool.submit(come_again, number, server.url) for number in range(2 * CAPACITY)]
         admitted = [answer for client in clients for answer in client.result()]
+        assert all_seats_are_free(server)
     seconds = sorted(each.seconds for each in refused)
     assert seconds[int(len(seconds) * 0.99) - 1] < sizes.refusal_seconds
     assert all(int(each.headers["retry-after"]) >= 1 for each in refused)
     assert {each.status for each in admitted} == {200}
-    assert all(each.body.count("\\u0001") >= len(LONG) for each in admitted)
-    assert all_seats_are_free(server)
+    assert all('"finish_reason":"length"' in each.body or '"finish_reason":"stop"' in each.body for each in admitted)
 
 
 def test_a_refused_turn_leaves_nothing_in_its_session(server: Server) -> None:
@@ -202,3 +209,47 @@ def test_a_web_socket_that_nobody_reads_holds_nobody_up_and_its_replies_can_be_r
 def sessions(server: Server) -> list[dict[str, str]]:
     listed: list[dict[str, str]] = server.http.get("/api/v1/chat/sessions", params={"limit": 200}).json()["sessions"]
     return listed
+
+
+def test_a_crowd_of_one_key_neither_shuts_another_out_nor_goes_before_it(tmp_path: Path) -> None:
+    """One seat, a queue that the crowd keeps as full as it may, and a guest who asks one question after the other."""
+    settings = {"engine": "echo", "max_num_seqs": "1", "max_waiting": "12"}
+    with serving(tmp_path / "data", **settings) as server, ThreadPoolExecutor(14) as pool:
+        made = server.http.post("/api/v1/keys", json={"name": "admin"}).json()["key"]
+        admin = {"authorization": f"Bearer {made}"}
+        crowd, guest = (
+            server.http.post("/api/v1/keys", json={"name": name, "role": "user"}, headers=admin).json()["key"]
+            for name in ("crowd", "guest")
+        )
+        over = threading.Event()
+        statuses: list[int] = []
+
+        def flood() -> None:
+            while not over.is_set():
+                statuses.append(asked(server.url, crowd))
+                if statuses[-1] == 503:
+                    over.wait(0.1)  # the pace of who comes, not a wait for anything
+
+        flooding = [pool.submit(flood) for _ in range(14)]
+        until(lambda: 503 in statuses, 30, "the crowd fills its part of the queue")
+        answered_meanwhile = []
+        for _ in range(10):
+            before = statuses.count(200)
+            assert asked(server.url, guest) == 200
+            answered_meanwhile.append(statuses.count(200) - before)
+        over.set()
+        for each in flooding:
+            each.result()
+    assert set(statuses) == {200, 503}
+    assert median(answered_meanwhile) <= 3  # the one that runs and what ends around it; its queue is nine long
+
+
+def asked(url: str, key: str) -> int:
+    """The status of a long reply's answer."""
+    with closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
+        body = json.dumps({"messages": user(LONG), "max_tokens": 1010})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        connection.request("POST", NATIVE, body, headers)
+        response = connection.getresponse()
+        response.read()
+        return response.status

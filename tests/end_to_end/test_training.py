@@ -243,6 +243,33 @@ def test_a_job_on_broken_rows_fails_with_the_row_and_its_reason(tiny_data_dir: P
         assert "4" in job["error"]["message"]
 
 
+def test_a_job_that_takes_too_long_ends_with_what_it_has_learned(tiny_data_dir: Path) -> None:
+    with serving(tiny_data_dir, preload="false", max_training_hours="1e-9") as server:
+        upload(server)
+        base = say(server, "tiny")
+        job_id = submit(server, max_steps=1000, learning_rate=0.1, warmup_ratio=0)
+        job = ended(server, job_id)
+        assert (job["state"], job["adapter"]) == ("completed", "tiny:bot@1"), job
+        told = [event["data"].get("message", "") for event in events_of(server, job_id)]
+        assert any("Ended after step 1:" in message for message in told), told
+        assert say(server, "tiny:bot") != base
+
+
+def test_a_job_that_takes_too_much_memory_fails_alone_and_says_what_to_change(
+    tiny_data_dir: Path, tmp_path: Path
+) -> None:
+    """All weights of a wide model: with gradients and moments four times what it has."""
+    wide = save_base(tmp_path / "wide", intermediate_size=40_960)
+    register(tiny_data_dir, ModelSpec("wide", "causal_lm", (ModelSource("folder", str(wide)),)))
+    with serving(tiny_data_dir, preload="false", max_training_gb="0.15") as server:
+        upload(server)
+        job = ended(server, submit(server, "wide", method="full"))
+        assert (job["state"], job["error"]["code"]) == ("failed", "insufficient_memory"), job["error"]
+        assert "0.15 GB" in job["error"]["message"]
+        assert "per_device_train_batch_size" in job["error"]["message"]
+        assert say(server, "tiny")
+
+
 def test_dialogpt_learns_is_served_and_verified_like_any_other_model(tiny_data_dir: Path) -> None:
     with serving(tiny_data_dir, preload="false") as server:
         upload(server, 8)

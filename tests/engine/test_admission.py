@@ -1,8 +1,10 @@
 """What is refused, and with which numbers."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from mini_claude.engine.admission import check_queue, check_request, max_new_tokens
+from mini_claude.engine.admission import Crowd, Turns, check_request, max_new_tokens
 from mini_claude.errors import ContextLengthExceeded, InvalidRequest, Overloaded
 from mini_claude.types import GenerationRequest, LoadOptions, SamplingParams
 
@@ -39,13 +41,88 @@ def test_ids_outside_the_vocabulary_are_refused(token_id: int) -> None:
     assert raised.value.param == "prompt"
 
 
-def test_seats_and_queue_are_bounded_together() -> None:
-    options = LoadOptions(max_num_seqs=2, max_waiting=3)
-    check_queue(4, options)
-    with pytest.raises(Overloaded) as raised:
-        check_queue(5, options)
+def crowd(options: LoadOptions, *owners: str) -> Crowd:
+    """With one request of each, none of which has a token yet."""
+    made = Crowd(options)
+    for number, owner in enumerate(owners):
+        made.check_room(owner)
+        made.enter(of(owner, number))
+    return made
+
+
+def of(owner: str, number: int) -> GenerationRequest:
+    return GenerationRequest(f"{number}", (1,), SamplingParams(), owner=owner)
+
+
+@pytest.mark.parametrize("owner", ["", "a"])
+def test_seats_and_queue_are_bounded_together(owner: str) -> None:
+    full = crowd(LoadOptions(max_num_seqs=2, max_waiting=3), *[owner] * 5)
+    with pytest.raises(Overloaded, match="busy with 5") as raised:
+        full.check_room("b")
     assert raised.value.retry_after is not None
     assert raised.value.retry_after >= 1
+    full.leave("0")
+    full.check_room("b")
+
+
+def test_one_owner_leaves_a_quarter_of_a_queue_to_others() -> None:
+    options = LoadOptions(max_num_seqs=4, max_waiting=100)
+    greedy = crowd(options, *["a"] * 80)
+    with pytest.raises(Overloaded, match="76 of your requests wait already"):
+        greedy.check_room("a")
+    greedy.check_room("b")
+    for number in range(4):
+        greedy.answered(f"{number}")  # who has a seat and a token does not wait, whoever it is
+        greedy.answered(f"{number}")
+    with pytest.raises(Overloaded, match="76 of your requests wait already"):
+        greedy.check_room("a")
+    greedy.leave("79")
+    greedy.check_room("a")
+    assert len(greedy) == 79
+
+
+def test_several_crowds_leave_places_to_the_next_owner() -> None:
+    options = LoadOptions(max_num_seqs=4, max_waiting=256)
+    crowds = Crowd(options)
+    for owner in "abc":
+        with pytest.raises(Overloaded):
+            for number in range(1000):
+                crowds.check_room(owner)
+                crowds.enter(GenerationRequest(f"{owner}{number}", (1,), SamplingParams(), owner=owner))
+    crowds.check_room("z")
+
+
+def test_who_comes_from_nobody_in_particular_may_fill_the_queue() -> None:
+    full = crowd(LoadOptions(max_num_seqs=1, max_waiting=100), *[""] * 101)
+    with pytest.raises(Overloaded, match="busy with 101"):
+        full.check_room("")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    request: GenerationRequest
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "expected"),
+    [("", "aab", 0), ("a", "aab", 2), ("ab", "aab", 0), ("aabb", "abc", 2), ("aab", "aaab", 3)],
+)
+def test_the_next_seat_is_for_the_owner_who_has_the_fewest(running: str, waiting: str, expected: int) -> None:
+    there = [Waiting(of(owner, -1)) for owner in running]
+    candidates = [Waiting(of(owner, number)) for number, owner in enumerate(waiting)]
+    assert Turns().next(candidates, there) is candidates[expected]
+
+
+def test_owners_of_a_single_seat_take_turns() -> None:
+    turns = Turns()
+    waiting = [Waiting(of(owner, number)) for number, owner in enumerate("aaaabbc")]
+    order = ""
+    while waiting:
+        chosen = turns.next(waiting, ())
+        turns.take(chosen.request.owner)
+        waiting.remove(chosen)
+        order += chosen.request.owner
+    assert order == "abcabaa"
 
 
 @pytest.mark.parametrize(("max_tokens", "expected"), [(None, 90), (20, 20)])

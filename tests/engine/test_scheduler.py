@@ -1,5 +1,6 @@
 """Who computes what in a step. No torch: reading is simulated by advancing counters."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -75,6 +76,17 @@ def test_prompts_are_admitted_first_come_first_served() -> None:
         scheduler.add(sequence_of(10, name))
     assert step(scheduler) == [("1", 10), ("2", 6)]
     assert step(scheduler) == [("1", 1), ("2", 4), ("3", 10)]
+
+
+def test_owners_share_the_seats_whoever_came_first() -> None:
+    scheduler = scheduler_with(max_num_seqs=2)
+    for name, owner in enumerate("aaab"):
+        sequence = sequence_of(10, name)
+        sequence.request = replace(sequence.request, owner=owner)
+        scheduler.add(sequence)
+    assert [name for name, _ in step(scheduler)] == ["0", "3"]
+    scheduler.finish(scheduler.running[0], keep_prefix=False)
+    assert [name for name, _ in step(scheduler)] == ["3", "1"]
 
 
 def test_no_more_than_max_num_seqs_run() -> None:

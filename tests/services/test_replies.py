@@ -10,6 +10,7 @@ from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.services.identity import LOCAL
 from mini_claude.types import Message, SamplingParams
 
+from ..data.slow_disk import slow_disk
 from .conftest import OpenWorker, Worker, says, talk, texts
 from .fakes import FakeEngine
 
@@ -200,7 +201,7 @@ async def test_what_came_while_the_disk_was_slow_does_not_count_against_the_list
     engine.answer = "word " * 600
     engine.gate.clear()
     engine.gate_at = 300
-    with worker.services.database.write():  # holds the write lock
+    with slow_disk(worker.services.database):
         saying = asyncio.create_task(worker.chat.say(LOCAL, says("talk")))
         await worker.runtime.start_called.wait()
         async with asyncio.timeout(10):

@@ -13,6 +13,7 @@ from mini_claude.types import Message, SamplingParams
 from mini_claude.utils.config import Settings
 
 from ..data.full_disk import full_disk
+from ..data.slow_disk import slow_disk
 from .conftest import Worker, says, talk, texts
 from .fakes import FakeEngine, FakeRuntime
 
@@ -68,7 +69,7 @@ async def test_a_disk_that_fills_while_a_reply_runs_loses_only_what_could_not_be
 
 async def test_events_are_read_while_the_disk_is_slow(worker: Worker, engine: FakeEngine) -> None:
     engine.answer = "word " * 600
-    with worker.services.database.write():  # holds the write lock
+    with slow_disk(worker.services.database):
         saying = asyncio.create_task(worker.chat.say(LOCAL, says("talk")))
         await worker.runtime.start_called.wait()
         async with asyncio.timeout(10):

@@ -12,7 +12,14 @@ import torch
 
 from mini_claude.errors import InvalidRequest
 from mini_claude.training.arguments import LoraSettings
-from mini_claude.training.callbacks import Callback, CancelCallback, Control, ProgressCallback, StepDone
+from mini_claude.training.callbacks import (
+    Callback,
+    CancelCallback,
+    Control,
+    ProgressCallback,
+    StepDone,
+    TimeLimitCallback,
+)
 from mini_claude.training.examples import Conversation, Example, RowProblem
 from mini_claude.training.measure import measure
 from mini_claude.training.objectives import SupervisedFineTuning
@@ -160,6 +167,20 @@ def test_early_stopping_ends_the_run_with_the_best_weights(llama: Path, tmp_path
 
     stopped_there = train(llama, tmp_path / "there", callbacks=[StopThere()], **settings)
     assert same(weights(result), weights(stopped_there))
+
+
+def test_a_run_beyond_its_time_ends_with_the_weights_of_the_step(llama: Path, tmp_path: Path) -> None:
+    result = train(llama, tmp_path / "limited", callbacks=[TimeLimitCallback(1e-9)], max_steps=4)
+    assert (result.stop_reason, result.state.step, result.weights_step) == ("time_limit", 1, 1)
+    assert result.metrics["eval_loss"] == result.state.evaluations[-1].loss
+    again = train(llama, tmp_path / "limited", callbacks=[TimeLimitCallback(1e-9)], max_steps=4)
+    assert (again.stop_reason, again.state.step) == ("time_limit", 1)
+    assert same(weights(again), weights(result))
+
+
+def test_time_that_is_over_with_the_last_step_ends_nothing(llama: Path, tmp_path: Path) -> None:
+    result = train(llama, tmp_path, callbacks=[TimeLimitCallback(1e-9)], max_steps=1)
+    assert (result.stop_reason, result.state.step) == (None, 1)
 
 
 def test_a_run_that_keeps_getting_better_is_not_stopped(llama: Path, tmp_path: Path) -> None:

@@ -119,15 +119,14 @@ class JobRepository:
     # --- for the supervisor; `host` None: the database is this one's alone ---
 
     def claim(self, max_running: int, host: str | None = None, has_data: Callable[[str], bool] = bool) -> Job | None:
-        """The oldest waiting job, now running under a new token; None while `max_running` run here or none waits.
+        """The next waiting job, now running under a new token; None while `max_running` run here or none waits.
 
-        A job that was begun goes on where its checkpoints are. Any other may begin wherever `has_data`, given the hash
-        of its dataset, says so.
+        A job that was begun goes on first, where its checkpoints are. Any other may begin wherever `has_data`, given
+        the hash of its dataset, says so; owners take turns, each with its oldest.
         """
         with self._database.write(alone=True) as session:
             running = session.scalar(select(func.count()).where(JobRow.state == "running", _here(host))) or 0
-            query = select(JobRow).where(JobRow.state.in_(WAITING), _here(host))
-            waiting = session.scalars(query.order_by(JobRow.created_at, JobRow.id))
+            waiting = _in_turn(session, host)
             row = next((each for each in waiting if each.host == host or has_data(each.dataset_sha256)), None)
             if row is None or running >= max_running:
                 return None
@@ -208,6 +207,17 @@ class JobRepository:
             row = _held(session, job_id, token)
             row.adapter = adapter
             _end(session, row, state, error)
+
+
+def _in_turn(session: Session, host: str | None) -> Sequence[JobRow]:
+    """Jobs that wait and may run here: those that were begun, then those of whoever's last turn is the longest ago."""
+    query = select(JobRow).where(JobRow.state.in_(WAITING), _here(host))
+    waiting = session.scalars(query.order_by(JobRow.created_at, JobRow.id)).all()
+    if len({row.owner for row in waiting}) < 2:
+        return waiting
+    turns = session.execute(select(JobRow.owner, func.max(JobRow.started_at)).group_by(JobRow.owner))
+    last = {owner: started or 0.0 for owner, started in turns}
+    return sorted(waiting, key=lambda row: -1.0 if row.started_at is not None else last[row.owner])
 
 
 def _here(host: str | None) -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
-from mini_claude.engine.admission import check_queue, check_request, max_new_tokens
+from mini_claude.engine.admission import Crowd, Turns, check_request, max_new_tokens
 from mini_claude.engine.reply_text import ReplyText
 from mini_claude.errors import Conflict, InternalError, Unavailable
 from mini_claude.models.base_model import TextCodec
@@ -53,6 +53,8 @@ class EchoEngine:
         self._options = options
         self._token_seconds = token_seconds
         self._replies: dict[str, _Reply] = {}
+        self._crowd = Crowd(options)
+        self._turns = Turns()
         self._stats = EngineStats(kv_tokens_total=options.kv_cache_tokens)
         self._closed = False
 
@@ -61,6 +63,10 @@ class EchoEngine:
         """The most tokens that prompt and completion may have together."""
         return self._context_length
 
+    def check_room(self, owner: str) -> None:
+        """See `Engine.check_room`."""
+        self._crowd.check_room(owner)
+
     def check(self, request: GenerationRequest) -> None:
         """See `Engine.check`."""
         if self._closed:
@@ -68,20 +74,23 @@ class EchoEngine:
         if request.request_id in self._replies:
             raise Conflict(f"A request with the id {request.request_id!r} is running already.")
         check_request(request, self._context_length, self._codec.vocab_size)
-        check_queue(len(self._replies), self._options)
+        self.check_room(request.owner)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """See `Engine.generate`."""
         self.check(request)
         reply = _Reply(request, asyncio.get_running_loop().create_future())
         self._replies[request.request_id] = reply
+        self._crowd.enter(request)
         self._fill_slots()
         try:
             await reply.slot
             async for delta in self._run(reply):
+                self._crowd.answered(request.request_id)
                 yield delta
         finally:
-            self._replies.pop(request.request_id, None)
+            del self._replies[request.request_id]
+            self._crowd.leave(request.request_id)
             self._fill_slots()
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
@@ -115,10 +124,14 @@ class EchoEngine:
             self.abort(request_id)
 
     def _fill_slots(self) -> None:
+        running = [reply for reply in self._replies.values() if reply.slot.done()]
         waiting = [reply for reply in self._replies.values() if not reply.slot.done()]
-        num_free = self._options.max_num_seqs - (len(self._replies) - len(waiting))
-        for reply in waiting[: max(num_free, 0)]:
+        while waiting and len(running) < self._options.max_num_seqs:
+            reply = self._turns.next(waiting, running)
+            self._turns.take(reply.request.owner)
             reply.slot.set_result(None)
+            waiting.remove(reply)
+            running.append(reply)
 
     async def _run(self, reply: _Reply) -> AsyncGenerator[GenerationDelta, None]:
         request = reply.request

@@ -18,9 +18,13 @@ class Engine(Protocol):
         """The most tokens that prompt and completion may have together."""
         ...
 
+    def check_room(self, owner: str) -> None:
+        """Raise `Overloaded` when no further request of this owner may wait: known before it is tokenised."""
+        ...
+
     def check(self, request: GenerationRequest) -> None:
         """Raise what `generate` would raise before its first delta: `ContextLengthExceeded`, `InvalidRequest`
-        (a logit_bias id outside the vocabulary) or `Overloaded`. Cheap, no side effects."""
+        (a logit_bias id outside the vocabulary) or what `check_room` raises. Cheap, no side effects."""
         ...
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:

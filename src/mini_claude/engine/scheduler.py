@@ -1,13 +1,15 @@
 """What the model reads in the next step. Torch-free.
 
 A step has a budget of tokens. Sequences that decode come first, one token each, so that running replies never
-wait for a newcomer's long prompt; what is left of the budget goes to prompts, in chunks, oldest first. When the
-KV cache is full, the youngest running sequence is preempted: its room is taken and it is recomputed later.
+wait for a newcomer's long prompt; what is left of the budget goes to prompts, in chunks, oldest first. A free seat goes
+to the owners in turn, and of one's requests to the oldest. When the KV cache is full, the youngest running sequence is
+preempted: its room is taken and it is recomputed later.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
+from mini_claude.engine.admission import Turns
 from mini_claude.engine.kv_cache import KVCache
 from mini_claude.engine.sequence import Sequence, Status
 
@@ -39,6 +41,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._cache = cache
+        self._turns = Turns()
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_num_seqs = min(max_num_seqs, max_num_batched_tokens)  # so that every decode fits a step
 
@@ -85,13 +88,15 @@ class Scheduler:
         return sequence.entry is None or self._cache.grow(sequence.entry, len(sequence.token_ids))
 
     def _admit(self) -> Sequence | None:
-        """Start the oldest waiting sequence if there is a seat and room for all that it has to read."""
+        """Start the sequence whose turn it is if there is a seat and room for all that it has to read."""
         if not self.waiting or len(self.running) >= self._max_num_seqs:
             return None
-        entry = self._cache.allocate(self.waiting[0].token_ids, self.waiting[0].request.adapter)
+        sequence = self._turns.next(self.waiting, self.running)
+        entry = self._cache.allocate(sequence.token_ids, sequence.request.adapter)
         if entry is None:
             return None
-        sequence = self.waiting.popleft()
+        self.waiting.remove(sequence)
+        self._turns.take(sequence.request.owner)
         sequence.entry, sequence.status = entry, Status.RUNNING
         if sequence.num_generated == 0:  # else it was preempted: its own history is no saving
             sequence.num_cached_tokens = entry.num_computed

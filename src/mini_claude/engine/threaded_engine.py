@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from mini_claude.engine.admission import check_queue, check_request
+from mini_claude.engine.admission import Crowd, check_request
 from mini_claude.engine.engine_core import EngineCore, RequestFailure, StepModel, StepOutput
 from mini_claude.engine.loaded_adapters import LoadedAdapters
 from mini_claude.errors import Conflict, ModelLoadError, Unavailable
@@ -65,8 +65,8 @@ class ThreadedEngine:
         """`make_model` is called in the engine's thread; what it raises is raised here."""
         self._options = options
         self._codec = codec
-        self._request_ids: set[str] = set()  # the event loop's side
-        self._aborted: set[str] = set()  # of them
+        self._crowd = Crowd(options)  # the event loop's side
+        self._aborted: set[str] = set()  # request ids of them
         self._adapters = LoadedAdapters(self._load_adapter, lambda adapter: self._send(_RemoveAdapter(adapter)))
         self._streams: dict[str, _Stream] = {}  # the thread's side
         self._inbox: list[_Message] = []
@@ -85,20 +85,24 @@ class ThreadedEngine:
         """The smaller of the model's context and the KV cache."""
         return self._context_length
 
+    def check_room(self, owner: str) -> None:
+        """See `Engine.check_room`."""
+        self._crowd.check_room(owner)
+
     def check(self, request: GenerationRequest) -> None:
         """See `Engine.check`."""
         if self._closed:
             raise Unavailable("The model is being unloaded.")
-        if request.request_id in self._request_ids:
+        if request.request_id in self._crowd:
             raise Conflict(f"A request with the id {request.request_id!r} is running already.")
         check_request(request, self._context_length, self._codec.vocab_size)
-        check_queue(len(self._request_ids), self._options)
+        self.check_room(request.owner)
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationDelta, None]:
         """See `Engine.generate`."""
         self.check(request)
         stream = _Stream(request, asyncio.get_running_loop(), asyncio.Queue())
-        self._request_ids.add(request.request_id)
+        self._crowd.enter(request)
         try:
             async with nullcontext() if request.adapter is None else self._adapters.use(request.adapter):
                 self._send(stream)
@@ -108,6 +112,7 @@ class ThreadedEngine:
                 try:
                     while not ended:
                         output = await stream.queue.get()
+                        self._crowd.answered(request.request_id)
                         ended = isinstance(output, RequestFailure) or output.finish_reason is not None
                         if isinstance(output, RequestFailure):
                             raise output.error
@@ -116,7 +121,7 @@ class ThreadedEngine:
                     if not ended:
                         self.abort(request.request_id)
         finally:
-            self._request_ids.remove(request.request_id)
+            self._crowd.leave(request.request_id)
             self._aborted.discard(request.request_id)
 
     async def load_adapter(self, adapter: AdapterRef) -> None:
@@ -130,7 +135,7 @@ class ThreadedEngine:
 
     def abort(self, request_id: str) -> None:
         """See `Engine.abort`."""
-        if request_id in self._request_ids:
+        if request_id in self._crowd:
             self._aborted.add(request_id)
         self._send(_Abort(request_id))
 

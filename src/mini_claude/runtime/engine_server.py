@@ -40,7 +40,7 @@ from mini_claude.runtime.messages import (
 )
 from mini_claude.runtime.preparation import prepare
 from mini_claude.runtime.reply_log import ReplyLog
-from mini_claude.types import GpuMemory
+from mini_claude.types import GenerationRequest, GpuMemory
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -134,6 +134,11 @@ class EngineServer:
         elif request_id in self._replies:
             self._fail(reply, InvalidRequest(f"The request id {request_id!r} is in use.", param="request_id"))
         else:
+            try:
+                self._engine.check_room(message.owner)  # here, so that a refusal needs no tokenising
+            except MiniClaudeError as error:
+                self._fail(reply, error)
+                return
             self._replies[request_id] = reply
             self._tasks[request_id] = asyncio.create_task(self._reply(reply, message))
 
@@ -151,8 +156,7 @@ class EngineServer:
                 reply,
                 Accepted(reply.request_id, reply.prompt_tokens, prepared.dropped_messages, prepared.prompt),
             )
-            async for delta in self._engine.generate(request):
-                self._send_all(reply, reply.append(delta))
+            await self._generate(reply, request)
         except MiniClaudeError as error:
             self._fail(reply, error)
         except Exception:
@@ -163,6 +167,22 @@ class EngineServer:
             self._last_request_ended = time.monotonic()
             keep_seconds = self._settings.resume_seconds if reply.resumable else 0.0
             asyncio.get_running_loop().call_later(keep_seconds, self._replies.pop, reply.request_id, None)
+
+    async def _generate(self, reply: ReplyLog, request: GenerationRequest) -> None:
+        seconds = self._settings.max_reply_seconds
+        now = asyncio.get_running_loop().time
+        try:
+            async with asyncio.timeout(None) as limit:
+                async for delta in self._engine.generate(request):
+                    if seconds and limit.when() is None:  # the first one: what is waited before is nobody's wish
+                        limit.reschedule(now() + seconds)
+                    self._send_all(reply, reply.append(delta))
+        except TimeoutError as error:
+            raise InvalidRequest(
+                f"This server writes a reply for {seconds:g} s at most: ask for fewer tokens.",
+                code="reply_time_limit",
+                param="max_tokens",
+            ) from error
 
     def _attach(self, worker: bytes, request_id: str, after: int) -> None:
         reply = self._replies.get(request_id)

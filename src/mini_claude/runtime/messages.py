@@ -42,6 +42,7 @@ class StartChat(Struct, frozen=True):
     adapter: AdapterRef | None = None  # answers in place of the model as it is; loaded when it is not yet
     answer: str | None = None  # read this text as the reply instead of choosing one
     answer_ended: bool = True  # and the end of its turn after it
+    owner: str = ""  # as in `GenerationRequest`
 
 
 class StartCompletion(Struct, frozen=True):
@@ -51,6 +52,7 @@ class StartCompletion(Struct, frozen=True):
     prompt: str | tuple[int, ...]
     params: SamplingParams
     adapter: AdapterRef | None = None
+    owner: str = ""
 
 
 class Attach(Struct, frozen=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from mini_claude.models.base_model import ChatModel, TextCodec
 from mini_claude.runtime.context_window import fit
 from mini_claude.runtime.messages import StartChat, StartCompletion
-from mini_claude.types import GenerationRequest, Message, PromptToken, PromptTrace
+from mini_claude.types import GenerationRequest, Message, PromptToken, PromptTrace, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ def prepare(model: ChatModel, message: StartChat | StartCompletion) -> Prepared:
     params = replace(message.params, stop_token_ids=(*message.params.stop_token_ids, *model.stop_token_ids))
     if isinstance(message, StartCompletion):
         prompt_ids = message.prompt if isinstance(message.prompt, tuple) else model.codec.encode(message.prompt)
-        return Prepared(GenerationRequest(message.request_id, tuple(prompt_ids), params, message.adapter))
+        return Prepared(_request(message, tuple(prompt_ids), params))
     started = time.perf_counter()
     token_ids, dropped = fit(model, message.messages, params.max_tokens, drop_oldest=message.drop_oldest)
     seconds = time.perf_counter() - started
@@ -34,9 +34,15 @@ def prepare(model: ChatModel, message: StartChat | StartCompletion) -> Prepared:
     if message.answer is not None:
         forced = answer_token_ids(model, message.messages, message.answer, ended=message.answer_ended)
         params = replace(params, forced_token_ids=forced, max_tokens=len(forced))
-    request = GenerationRequest(message.request_id, token_ids, params, message.adapter)
+    request = _request(message, token_ids, params)
     prompt = None if params.trace is None else _trace(model, message, token_ids, seconds)
     return Prepared(request, dropped, prompt)
+
+
+def _request(
+    message: StartChat | StartCompletion, token_ids: tuple[int, ...], params: SamplingParams
+) -> GenerationRequest:
+    return GenerationRequest(message.request_id, token_ids, params, message.adapter, message.owner)
 
 
 def answer_token_ids(model: ChatModel, messages: tuple[Message, ...], answer: str, *, ended: bool) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ from mini_claude.runtime.adapter_requests import VERIFICATION_SECONDS, Base, Ver
 from mini_claude.runtime.job_report import JobReport
 from mini_claude.runtime.launches import TrainerLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
+from mini_claude.runtime.memory_limit import memory_limit
 from mini_claude.runtime.patience import patiently
 from mini_claude.runtime.short_process import ShortProcessEnded, ShortProcessKilled, run_short
 from mini_claude.types import ModelSource, ModelSpec
@@ -96,6 +97,7 @@ class TrainerServer:
         """The reference of the result; None when the job was cancelled."""
         from mini_claude.models.materialize import materialize
         from mini_claude.models.model_factory import create_chat_model
+        from mini_claude.training.callbacks import Callback, TimeLimitCallback
         from mini_claude.training.dataset_formats import read_examples
         from mini_claude.training.run import run_training
 
@@ -106,17 +108,27 @@ class TrainerServer:
         store = DatasetStore(settings.datasets_dir, settings.max_dataset_bytes, settings.dataset_quota_bytes)
         folder = settings.jobs_dir / job.id
         folder.mkdir(parents=True, exist_ok=True)
-        result = run_training(
-            base,
-            create_chat_model(spec, base),
-            read_examples(store.path(job.spec.dataset_sha256)),
-            job.spec.lora,
-            job.spec.arguments,
-            folder,
-            [self._report],
-        )
+        callbacks: list[Callback] = [self._report]
+        if settings.max_training_hours:
+            callbacks.insert(0, TimeLimitCallback(settings.max_training_hours * 3600))
+        with memory_limit(settings.max_training_gb):
+            result = run_training(
+                base,
+                create_chat_model(spec, base),
+                read_examples(store.path(job.spec.dataset_sha256)),
+                job.spec.lora,
+                job.spec.arguments,
+                folder,
+                callbacks,
+            )
         if result.output_folder is None:
             return None
+        if result.stop_reason == "time_limit":
+            self._report.tell(
+                "log",
+                message=f"Ended after step {result.state.step}: a job of this server may train for "
+                f"{settings.max_training_hours:g} hours.",
+            )
         if result.data.dropped:
             self._report.tell("log", message=f"{len(result.data.dropped)} broken rows were left out.")
         if job.spec.arguments.method == "full":

@@ -1,5 +1,7 @@
 """The one way to a reply: a model that the caller may use, within the caller's limits, then to the engine."""
 
+import msgspec
+
 from mini_claude.runtime.messages import StartChat, StartCompletion
 from mini_claude.runtime.runtime import ReplyStream, Runtime
 from mini_claude.services.adapters import ServedModel
@@ -28,6 +30,8 @@ class ReplyStarter:
         await self._models.require_may_answer(caller, served)
         if permit is None:
             (permit,) = await self._limits.admit(caller, (request.params.max_tokens,))
+        if not caller.is_local:  # who is, is the only one
+            request = msgspec.structs.replace(request, owner=caller.owner)
         try:
             stream = await self._runtime.start(served.spec, self._models.options(), request)
         except BaseException:

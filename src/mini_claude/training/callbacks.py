@@ -18,7 +18,7 @@ from mini_claude.training.save_interval import SaveInterval
 from mini_claude.training.training_state import Evaluation, TrainingState
 from mini_claude.utils.files import is_full
 
-StopReason = Literal["cancelled", "early_stopping"]
+StopReason = Literal["cancelled", "early_stopping", "time_limit"]
 
 
 @dataclass(slots=True)
@@ -152,6 +152,28 @@ class EarlyStoppingCallback(Callback):
             return
         if len(state.evaluations) - 1 - state.evaluations.index(state.best) >= self._patience:
             control.stop_reason = "early_stopping"
+
+
+class TimeLimitCallback(Callback):
+    """Ends the run after the step that brings the time of all its steps, also of earlier processes, to `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._spent = 0.0
+
+    def on_start(self, started: RunStarted, control: Control) -> None:
+        """A resumed run goes on counting."""
+        self._spent = started.state.seconds
+        self._decide(started.state.step, started.num_steps, control)
+
+    def on_step(self, done: StepDone, control: Control) -> None:
+        """Count."""
+        self._spent += done.seconds
+        self._decide(done.step, done.num_steps, control)
+
+    def _decide(self, step: int, num_steps: int, control: Control) -> None:
+        if self._spent >= self._seconds and step < num_steps and control.stop_reason is None:
+            control.stop_reason = "time_limit"
 
 
 class CancelCallback(Callback):

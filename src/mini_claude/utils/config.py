@@ -145,6 +145,9 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(32, ge=1, le=1024, description="Sequences decoded in one batch.")
     max_num_batched_tokens: int = Field(512, ge=16, description="Tokens of one engine step, prefill included.")
     max_waiting: int = Field(256, ge=0, description="Requests that may queue at one engine; more get 503.")
+    max_reply_seconds: float = Field(
+        3600.0, ge=0, le=86_400, description="Longest that one reply may take from its first token on; 0: no limit."
+    )
     num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
 
     # limits of each user and API key that has none of its own, and of the local caller
@@ -167,6 +170,12 @@ class Settings(BaseSettings):
     dataset_quota_bytes: int = Field(2_000_000_000, ge=1024, description="All datasets together.")
     max_adapter_bytes: int = Field(2_000_000_000, ge=1024, description="Largest adapter that may be imported.")
     adapter_quota_bytes: int = Field(20_000_000_000, ge=1024, description="All imported adapters together.")
+    max_training_hours: float = Field(
+        0.0, ge=0, description="After so many hours of steps a job ends, with what was learned until then; 0: no limit."
+    )
+    max_training_gb: float = Field(
+        0.0, ge=0, description="Main memory, in GB, that a job's training may take on Linux; 0: no limit."
+    )
     max_running_jobs: int = Field(1, ge=1, le=64, description="Training jobs that run at once; more wait.")
 
     # logs

@@ -18,6 +18,7 @@ from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.types import FinishReason, TokenLogprob, Usage
 
 T = TypeVar("T")
+_to_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode  # made once: json.dumps makes one a call
 PING: Final = b": ping\n\n"
 MERGE_QUEUE: Final = 64  # events between the replies of one request and their client
 
@@ -47,7 +48,7 @@ class FinishedReply:
 def frame(data: object, event: str | None = None) -> bytes:
     """One server-sent event. ASCII only: some clients split lines at U+2028 or U+0085, which JSON may hold bare."""
     name = f"event: {event}\n" if event else ""
-    return f"{name}data: {json.dumps(data, separators=(',', ':'), allow_nan=False)}\n\n".encode("ascii")
+    return f"{name}data: {_to_json(data)}\n\n".encode("ascii")
 
 
 def interrupted() -> Unavailable:
@@ -86,6 +87,10 @@ async def collect_all(replies: Sequence[Reply]) -> list[FinishedReply]:
 
 async def merge(replies: Sequence[Reply]) -> AsyncGenerator[tuple[int, ReplyEvent], None]:
     """Events of all replies as they come, each with its reply's index; the first error ends it."""
+    if len(replies) == 1:  # nothing to merge, and a task and a queue less for every token
+        async for event in replies[0]:
+            yield 0, event
+        return
     queue: asyncio.Queue[tuple[int, ReplyEvent] | Exception | None] = asyncio.Queue(MERGE_QUEUE)
 
     async def pump(index: int, reply: Reply) -> None:

@@ -1,0 +1,114 @@
+"""What HTTP costs: tokens per second of the whole product, divided by those of its engine alone.
+
+    python benchmarks/http_cost.py [--rounds 5] [--concurrencies 1 4 16 32]
+
+The engine alone is called in a process of its own, by its Python interface: scheduler, sampler and detokenizer are in
+it. The whole product is `mini-claude serve` with the client of benchmarks/serve.py, which shares the cores with it.
+Both answer the same questions with 100 tokens each, with the default options, and take turns.
+
+Printed: the medians, the ratio (the median of the rounds' own ratios), and how much processor time each process takes
+for a token, from which follows what HTTP takes of the product's own time, the client left out.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import statistics
+import time
+from pathlib import Path
+
+import psutil
+
+from own_process import in_own_process
+from serve import NUM_TOKENS, batches, server
+from torch_engine_setup import embedded_model
+
+SERVE = str(Path(__file__).with_name("serve.py"))
+ROLES = {"runtime.engine_server": "engine", " serve": "API worker", "runtime.supervisor": "supervisor"}
+
+
+def measure_engine(concurrencies: list[int]) -> dict[str, float]:
+    """Tokens per second, by concurrency."""
+    from mini_claude.models.catalog import BUILTIN
+    from mini_claude.runtime.loaded_model import LoadedModel, open_model
+    from mini_claude.types import GenerationRequest, LoadOptions, Message, SamplingParams
+    from mini_claude.utils.config import Settings
+
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logit_bias={0: -100.0, 2: -100.0})
+
+    async def reply(model: LoadedModel, text: str) -> None:
+        prompt = model.chat_model.render([Message("user", text)]).token_ids
+        num_tokens = 0
+        async for delta in model.engine.generate(GenerationRequest(text, prompt, params)):
+            num_tokens += len(delta.token_ids)
+        assert num_tokens == NUM_TOKENS
+
+    async def run() -> dict[str, float]:
+        model = await asyncio.to_thread(open_model, BUILTIN[0], LoadOptions(), Settings())
+        results = {}
+        for concurrency in concurrencies:
+            for texts in batches(concurrency):
+                start = time.perf_counter()
+                await asyncio.gather(*(reply(model, text) for text in texts))
+                results[str(concurrency)] = NUM_TOKENS * concurrency / (time.perf_counter() - start)
+        await model.engine.close()
+        return results
+
+    return asyncio.run(run())
+
+
+def seconds_by_role(address: str) -> dict[str, float]:
+    """Processor time that the processes of this server have taken so far."""
+    seconds: dict[str, float] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("MINI_CLAUDE_PORT") == address.rpartition(":")[2]:
+                command = " ".join(process.cmdline())
+                role = next((role for part, role in ROLES.items() if part in command), "others")
+                times = process.cpu_times()
+                seconds[role] = seconds.get(role, 0.0) + times.user + times.system
+    return seconds
+
+
+def measure_http(address: str, concurrency: int) -> tuple[float, dict[str, float]]:
+    """Tokens per second, and microseconds of processor time a token by role."""
+    before = seconds_by_role(address)
+    answered = in_own_process(SERVE, "--client", address, str(concurrency))
+    after = seconds_by_role(address)
+    num_tokens = NUM_TOKENS * len(batches(concurrency)) * concurrency
+    speed: float = answered["tokens_per_second"]
+    return speed, {role: 1e6 * (after[role] - before.get(role, 0.0)) / num_tokens for role in after}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--concurrencies", nargs="+", type=int, default=[1, 4, 16, 32])
+    parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.engine:
+        print(json.dumps(measure_engine(arguments.concurrencies)))
+        return
+    concurrencies = [str(concurrency) for concurrency in arguments.concurrencies]
+    folder = embedded_model()
+    engine: list[dict[str, float]] = []
+    http: list[dict[str, tuple[float, dict[str, float]]]] = []
+    for _ in range(arguments.rounds):
+        engine.append(in_own_process(__file__, "--engine", "--concurrencies", *concurrencies))
+        with server(folder) as address:
+            http.append({each: measure_http(address, int(each)) for each in concurrencies})
+    for each in concurrencies:
+        alone = statistics.median(speeds[each] for speeds in engine)
+        whole = statistics.median(measured[each][0] for measured in http)
+        ratio = statistics.median(ours[each][0] / bare[each] for ours, bare in zip(http, engine, strict=True))
+        print(f"at {each:>2}: {whole:7.1f} tokens/s over HTTP, {alone:7.1f} of the engine alone, ratio {ratio:.3f}")
+        roles = {role for measured in http for role in measured[each][1]}
+        times = {role: statistics.median(measured[each][1].get(role, 0.0) for measured in http) for role in roles}
+        shown = ", ".join(f"{role} {times[role]:.0f}" for role in sorted(times))
+        share = 1 - times["engine"] / sum(times.values())
+        print(f"       us a token: {shown}; beside the engine's process {share:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
