@@ -32,7 +32,7 @@ def measure_engine(concurrencies: list[int]) -> dict[str, float]:
     """Tokens per second, by concurrency."""
     from mini_claude.models.catalog import BUILTIN
     from mini_claude.runtime.loaded_model import LoadedModel, open_model
-    from mini_claude.types import GenerationRequest, LoadOptions, Message, SamplingParams
+    from mini_claude.types import GenerationRequest, Message, SamplingParams
     from mini_claude.utils.config import Settings
 
     params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logit_bias={0: -100.0, 2: -100.0})
@@ -45,7 +45,7 @@ def measure_engine(concurrencies: list[int]) -> dict[str, float]:
         assert num_tokens == NUM_TOKENS
 
     async def run() -> dict[str, float]:
-        model = await asyncio.to_thread(open_model, BUILTIN[0], LoadOptions(), Settings())
+        model = await asyncio.to_thread(open_model, BUILTIN[0], Settings().load_options(), Settings())
         results = {}
         for concurrency in concurrencies:
             for texts in batches(concurrency):
