@@ -68,11 +68,13 @@ def server(folder: Path, **settings: str) -> Iterator[str]:
 
 
 def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
+    """Model and page: the page's process takes seconds of a core to start."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(httpx.TransportError):
             models = httpx.get(f"{url}/api/v1/models", timeout=5.0).json()["models"]
-            if any(model["state"] == "ready" for model in models):
+            is_ready = any(model["state"] == "ready" for model in models)
+            if is_ready and httpx.get(url, timeout=5.0).status_code == 200:
                 return
         time.sleep(0.05)
     raise RuntimeError("the server does not start")
