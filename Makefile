@@ -73,7 +73,7 @@ else
 endif
 
 # What servers have to withstand, at full size: minutes, on a quiet machine.
-torture: $(VENV)/.ready-dev
+torture: $(VENV)/.ready-dev browser compiler services
 	$(BIN)/python -m pytest -m torture $(ARGS)
 
 check: $(VENV)/.ready-dev

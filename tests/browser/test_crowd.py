@@ -6,17 +6,18 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from ..torture.sizes import Sizes, at_both_sizes
 from .conftest import OpenPage
 from .test_chat import LONG, say
 
 pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
-NUM_PAGES = 20
 STOP = "document.querySelector('#say button.stop-button')?.click()"  # of those that have not ended by themselves
 
 
-def test_twenty_pages_that_stream_stay_responsive(open_page: OpenPage, base_url: str) -> None:
-    pages = [open_page(base_url, width=900, height=600) for _ in range(NUM_PAGES)]
+@at_both_sizes
+def test_pages_that_stream_stay_responsive(open_page: OpenPage, base_url: str, sizes: Sizes) -> None:
+    pages = [open_page(base_url, width=900, height=600) for _ in range(sizes.pages)]
     for page in pages:
         page.wait_for_selector("#say textarea")
     for page in pages:

@@ -19,6 +19,8 @@ class Sizes:
     random_paths: int
     refusals: int  # by a server that is full
     refusal_seconds: float  # that all but one in a hundred may take
+    kills: int  # of what trains a job, one after another
+    pages: int  # that stream at once
     shutdowns: int  # under load, one after another over the same data
     soak_seconds: float  # of ordinary use, at least
     soak_rounds: int  # of it, at least
@@ -32,9 +34,11 @@ REDUCED: Final = Sizes(
     payloads=5,
     page_payloads=2,
     random_paths=500,
-    refusals=60,
+    refusals=30,
     refusal_seconds=1.0,  # on a machine that does other things too
-    shutdowns=5,
+    kills=8,
+    pages=8,
+    shutdowns=2,
     soak_seconds=0.0,
     soak_rounds=60,
 )
@@ -48,6 +52,8 @@ FULL: Final = Sizes(
     random_paths=10_000,
     refusals=500,
     refusal_seconds=0.1,
+    kills=20,
+    pages=20,
     shutdowns=20,
     soak_seconds=1800.0,
     soak_rounds=2000,
