@@ -22,10 +22,10 @@ import psutil
 
 from own_process import in_own_process
 from serve import NUM_TOKENS, batches, server
+from startup import processes, role_of
 from torch_engine_setup import embedded_model
 
 SERVE = str(Path(__file__).with_name("serve.py"))
-ROLES = {"runtime.engine_server": "engine", " serve": "API worker", "runtime.supervisor": "supervisor"}
 
 
 def measure_engine(concurrencies: list[int]) -> dict[str, float]:
@@ -61,13 +61,10 @@ def measure_engine(concurrencies: list[int]) -> dict[str, float]:
 def seconds_by_role(address: str) -> dict[str, float]:
     """Processor time that the processes of this server have taken so far."""
     seconds: dict[str, float] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("MINI_CLAUDE_PORT") == address.rpartition(":")[2]:
-                command = " ".join(process.cmdline())
-                role = next((role for part, role in ROLES.items() if part in command), "others")
-                times = process.cpu_times()
-                seconds[role] = seconds.get(role, 0.0) + times.user + times.system
+    for process in processes("MINI_CLAUDE_PORT", address.rpartition(":")[2]):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            role, times = role_of(process), process.cpu_times()
+            seconds[role] = seconds.get(role, 0.0) + times.user + times.system
     return seconds
 
 

@@ -24,7 +24,12 @@ import psutil
 
 from torch_engine_setup import embedded_model
 
-ROLES = {"runtime.supervisor": "supervisor", "runtime.engine_server": "engine", " serve": "API worker"}
+ROLES = {
+    "runtime.supervisor": "supervisor",
+    "runtime.engine_server": "engine",
+    "web.page.server": "page",
+    " serve": "API worker",
+}
 SETTLE_SECONDS = 3.0  # what a start leaves behind is given back by then
 
 
@@ -48,24 +53,28 @@ def first_token(url: str, start: float) -> float:
     raise RuntimeError("no reply came")
 
 
-def processes(data_dir: str) -> list[psutil.Process]:
-    """Those of the product that work for this data directory."""
+def processes(variable: str, value: str) -> list[psutil.Process]:
+    """Those that have this in their environment, as all of one server have its data directory and its port."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get("MINI_CLAUDE_DATA_DIR") == data_dir:
+            if process.environ().get(variable) == value:
                 found.append(process)
     return found
+
+
+def role_of(process: psutil.Process) -> str:
+    """What it is in the product."""
+    command = " ".join(process.cmdline())
+    return next((role for part, role in ROLES.items() if part in command), command[-40:])
 
 
 def memory(data_dir: str) -> dict[str, tuple[float, float]]:
     """PSS and RSS in megabytes, by role."""
     sizes: dict[str, tuple[float, float]] = {}
-    for process in processes(data_dir):
-        command = " ".join(process.cmdline())
-        role = next((role for part, role in ROLES.items() if part in command), command[-40:])
+    for process in processes("MINI_CLAUDE_DATA_DIR", data_dir):
         info = process.memory_full_info()
-        sizes[role] = (info.pss / 1e6, info.rss / 1e6)
+        sizes[role_of(process)] = (info.pss / 1e6, info.rss / 1e6)
     return sizes
 
 
@@ -82,7 +91,7 @@ def measure(data_dir: str) -> tuple[float, dict[str, tuple[float, float]]]:
         time.sleep(SETTLE_SECONDS)
         return seconds, memory(data_dir)
     finally:
-        running = processes(data_dir)
+        running = processes("MINI_CLAUDE_DATA_DIR", data_dir)
         server.terminate()
         server.wait()
         psutil.wait_procs(running, timeout=30)

@@ -126,9 +126,11 @@ class JobRepository:
         """
         with self._database.write(alone=True) as session:
             running = session.scalar(select(func.count()).where(JobRow.state == "running", _here(host))) or 0
+            if running >= max_running:
+                return None
             waiting = _in_turn(session, host)
             row = next((each for each in waiting if each.host == host or has_data(each.dataset_sha256)), None)
-            if row is None or running >= max_running:
+            if row is None:
                 return None
             row.host = host
             row.state, row.token, row.attempts = "running", uuid.uuid4().hex, row.attempts + 1
