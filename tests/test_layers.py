@@ -32,7 +32,6 @@ ONLY_IN = {
     "sqlalchemy": {"data"},
     "alembic": {"data"},
     "limits": {"data", "services"},
-    "zmq": {"runtime"},
 }
 TORCH_FREE = (
     *("engine/scheduler.py", "engine/kv_cache.py", "engine/sequence.py", "engine/engine.py"),

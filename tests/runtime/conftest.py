@@ -1,11 +1,12 @@
 """A supervisor and echo engines in real processes, in a data directory of the test's own."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
 
 from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.messages import StartChat
@@ -14,6 +15,13 @@ from mini_claude.utils.config import Settings
 
 ECHO = ModelSpec("echo", "causal_lm", ())
 PATIENCE_SECONDS = 20.0
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loops that a test runs on: processes take uvloop where there is one."""
+    both = item.path.name == "test_connection.py"
+    return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
 
 
 def chat(request_id: str, text: str = "hello", *, max_tokens: int | None = None, resumable: bool = False) -> StartChat:

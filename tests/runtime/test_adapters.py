@@ -5,11 +5,11 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
 import pytest
-import zmq.asyncio
 
 from mini_claude.engine.echo_engine import EchoEngine
 from mini_claude.errors import ModelLoadError
 from mini_claude.models.echo_model import EchoModel
+from mini_claude.runtime import sockets
 from mini_claude.runtime.engine_connection import EngineConnection
 from mini_claude.runtime.engine_server import EngineServer
 from mini_claude.runtime.launches import EngineLaunch
@@ -47,18 +47,17 @@ def engine() -> GlassEngine:
 
 @pytest.fixture
 async def connection(engine: GlassEngine, tmp_path: Path) -> AsyncIterator[EngineConnection]:
-    context = zmq.asyncio.Context()
-    address = f"ipc://{tmp_path}/engine.sock"
-    launch = EngineLaunch(ECHO, LoadOptions(engine="echo"), address, "ipc:///nobody", {})
+    address = sockets.new_engine_address(tmp_path)
+    launch = EngineLaunch(ECHO, LoadOptions(engine="echo"), address, "/nobody", {})
     model = LoadedModel(EchoModel("echo"), engine, "echo", dtype="bytes", device="cpu")
-    server = EngineServer(launch, Settings(data_dir=tmp_path, engine="echo"), model, context)
+    server = EngineServer(launch, Settings(data_dir=tmp_path, engine="echo"), model)
+    await server.listen()
     running = asyncio.create_task(server.run(lambda message: None))  # type: ignore[arg-type]
-    client = EngineConnection(context, "echo", address)
+    client = await EngineConnection.open("echo", address)
     yield client
-    client.close()
+    await client.aclose()
     server.drain()
     await running
-    context.term()
 
 
 async def test_chats_and_completions_carry_their_adapter_to_the_engine(

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterable
 
 import psutil
 import pytest
-import zmq.asyncio
 
 from mini_claude.errors import EngineDied, InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.connection import connect
 from mini_claude.runtime.messages import ReplyEvent, StartCompletion
 from mini_claude.runtime.supervisor import WATCH_SECONDS
 from mini_claude.types import LoadOptions, ModelSource, ModelSpec, SamplingParams
@@ -254,10 +254,9 @@ async def test_an_abandoned_resumable_reply_is_aborted_after_its_grace_period(se
 
 async def test_a_frame_that_is_no_message_is_dropped(runtime: RuntimeClient) -> None:
     address = (await runtime._acquire(ECHO, OPTIONS)).address
-    socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    socket.connect(address)
-    await socket.send(b"\xc1 not msgpack")
-    socket.close()
+    stranger = await connect(address, lambda _stranger, _frame: None, lambda _stranger: None)
+    stranger.send(b"\xc1 not msgpack")
+    await stranger.aclose()
     assert await read(await runtime.start(ECHO, OPTIONS, chat("r", "fine"))) == "fine"
 
 
@@ -265,6 +264,7 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from mini_claude.runtime.client import RuntimeClient
+from mini_claude.runtime.connection import connect
 from mini_claude.runtime.messages import StartChat
 from mini_claude.runtime.supervisor import WATCH_SECONDS
 from mini_claude.types import LoadOptions, Message, ModelSpec, SamplingParams

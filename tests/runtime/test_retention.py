@@ -181,7 +181,7 @@ async def test_the_supervisor_sweeps_as_soon_as_it_runs(tmp_path: Path) -> None:
     supervisor = Supervisor(settings, retention=Retention.open(settings))
     database = Database(settings.effective_database_url)
     talk(database, 1.0)
-    supervisor.bind()
+    await supervisor.listen()
     running = asyncio.create_task(supervisor.run())
     async with asyncio.timeout(20):
         while there(database):

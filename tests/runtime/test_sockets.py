@@ -36,7 +36,7 @@ def private_name(data_dir: Path) -> str:
 
 def can_bind(data_dir: Path) -> bool:
     """Whether the kernel takes the longest kind of address that this data directory gives."""
-    path = sockets.new_engine_address(data_dir).removeprefix("ipc://")
+    path = sockets.new_engine_address(data_dir)
     with socket.socket(socket.AF_UNIX) as probe:
         probe.bind(path)
     return Path(path).is_socket()
@@ -113,7 +113,7 @@ def test_a_data_directory_that_cannot_be_made_is_a_sentence_with_the_setting(sho
 
 def test_engine_addresses_are_never_the_same_and_locks_stay_so(short_dir: Path) -> None:
     assert len({sockets.new_engine_address(short_dir) for _ in range(100)}) == 100
-    assert sockets.supervisor_address(short_dir) == f"ipc://{short_dir}/run/supervisor.sock"
+    assert sockets.supervisor_address(short_dir) == f"{short_dir}/run/supervisor.sock"
     locks = {sockets.supervisor_lock(short_dir), sockets.start_lock(short_dir)}
     assert len(locks) == 2
     assert {lock.parent for lock in locks} == {short_dir / "run"}

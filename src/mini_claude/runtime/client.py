@@ -9,9 +9,6 @@ import asyncio
 import time
 from typing import Self
 
-import zmq
-import zmq.asyncio
-
 from mini_claude.errors import EngineDied, MiniClaudeError, Unavailable
 from mini_claude.runtime.engine_connection import EngineConnection, EngineReply
 from mini_claude.runtime.liveness import ProcessIdentity
@@ -43,34 +40,30 @@ log = get_logger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.25, 30.0  # before another supervisor is started, doubled each time
 SETTLED_SECONDS = 60.0  # a supervisor that lived as long was all right
-LINGER_MS = 200  # at the end, for what was sent last
 START_ATTEMPTS = 3  # before anything was generated, moving to a new engine process cannot be noticed
 
 
 class RuntimeClient:
-    """Implements `runtime.Runtime` over ZeroMQ. Belongs to one event loop."""
+    """Implements `runtime.Runtime` over Unix sockets. Belongs to one event loop."""
 
     def __init__(self, settings: Settings, role: ClientRole = "worker") -> None:
         self._settings = settings
         self._role = role
-        self._context = zmq.asyncio.Context()
         self._identity = ProcessIdentity.own()
         self._supervisor: SupervisorConnection | None = None
         self._supervisor_lock = asyncio.Lock()
         self._keepers: set[asyncio.Task[None]] = set()
         self._num_restarts = 0  # of supervisors that ended soon
+        self._engine_lock = asyncio.Lock()
         self._engines: dict[str, EngineConnection] = {}  # by model, the newest
         self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
+        self._closed = False
 
     @classmethod
     async def connect(cls, settings: Settings, role: ClientRole = "worker") -> Self:
         """A client whose supervisor answers. Raises `Unavailable` or `StorageError`."""
         client = cls(settings, role)
-        try:
-            await client._connected()
-        except BaseException:
-            client._context.term()
-            raise
+        await client._connected()
         return client
 
     async def load(self, spec: ModelSpec, options: LoadOptions, *, exact: bool = True) -> ModelInfo:
@@ -124,14 +117,15 @@ class RuntimeClient:
 
     async def aclose(self) -> None:
         """Say goodbye and close every socket."""
+        self._closed = True  # so that no request opens another one meanwhile
         for keeper in self._keepers:
             keeper.cancel()
-        for engine in self._open:
-            engine.close()
+        async with self._engine_lock:
+            closing = [engine.aclose() for engine in self._open]
         if self._supervisor is not None:
             self._supervisor.post(Goodbye(self._identity.pid))
-            self._supervisor.close()
-        self._context.destroy(linger=LINGER_MS)  # at once: no request can open a socket meanwhile
+            closing.append(self._supervisor.aclose())
+        await asyncio.gather(*closing)
 
     async def _keep_supervisor(self, supervisor: SupervisorConnection) -> None:
         """Once the supervisor is gone without having said that it would end, start another."""
@@ -144,17 +138,16 @@ class RuntimeClient:
             self._num_restarts = min(self._num_restarts + 1, 16)
             try:
                 await self._connected()  # the new connection has a keeper of its own
-            except (MiniClaudeError, OSError, zmq.ZMQError) as error:
+            except (MiniClaudeError, OSError) as error:
                 log.warning("supervisor.not_started", error=str(error))
             else:
                 return
 
     async def _connected(self) -> SupervisorConnection:
         async with self._supervisor_lock:
-            if self._context.closed:
-                raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)
+            self._require_open()
             if self._supervisor is None or self._supervisor.closed:
-                self._supervisor = await connect_supervisor(self._context, self._settings, self._identity, self._role)
+                self._supervisor = await connect_supervisor(self._settings, self._identity, self._role)
                 if self._role == "worker":  # the page ends with its supervisor
                     keeper = asyncio.create_task(self._keep_supervisor(self._supervisor))
                     self._keepers.add(keeper)
@@ -176,9 +169,15 @@ class RuntimeClient:
         if engine is not None and not engine.closed and not engine.leaving:
             return engine
         address = (await self._acquire(spec, options, gone=engine.address if engine else None)).address
-        engine = self._engines.get(spec.name)  # another request may have connected meanwhile
-        if engine is None or engine.address != address:
-            engine = EngineConnection(self._context, spec.name, address)
-            self._engines[spec.name] = engine
-            self._open = {other for other in self._open if not other.closed} | {engine}
-        return engine
+        async with self._engine_lock:
+            engine = self._engines.get(spec.name)  # another request may have connected meanwhile
+            if engine is None or engine.address != address:
+                self._require_open()
+                engine = await EngineConnection.open(spec.name, address)
+                self._engines[spec.name] = engine
+                self._open = {other for other in self._open if not other.closed} | {engine}
+            return engine
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Unavailable("The server is shutting down.", code="shutting_down", retry_after=5.0)

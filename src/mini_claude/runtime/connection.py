@@ -1,85 +1,157 @@
-"""One end of a ZeroMQ DEALER that knows when the other process has died.
+"""Frames between two processes over a Unix socket: four bytes of length, then so many bytes.
 
-ZeroMQ reconnects in silence, which is wrong here: every peer is one process with one address, and when it goes its
-callers must hear of it at once. So the socket's monitor reports the end of the connection, which the kernel signals
-even after kill -9, and the socket is closed long before it would reconnect. (Switching reconnecting off instead would
-throw away what the peer wrote before it went and we have not read yet.)
+The kernel closes a process's sockets however it ended, also by kill -9. So the other end hears of it at once, and after
+everything that had been sent before: callers never wait for a process that is gone.
 """
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
+from typing import Final, cast
 
-import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
+from mini_claude.utils.logging import get_logger
 
-GONE = zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_CONNECT_RETRIED | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-FRAMES_PER_TURN = 16
-NEVER = 3_600_000  # ms
+log = get_logger(__name__)
+
+LENGTH_BYTES: Final = 4
+MAX_FRAME_BYTES: Final = 2**30  # whoever announces more does not speak this language
+# A burst must not fill the queues of readers that are given no turn to empty them.
+FRAMES_PER_TURN: Final = 16
+LINGER_SECONDS: Final = 0.2  # at the end, for what was sent last
+
+OnFrame = Callable[["Connection", bytes], None]
+OnClosed = Callable[["Connection"], None]
 
 
-class Connection:
-    """Sends frames to `address` and gives every frame that comes to `on_frame`, in order.
+class Connection(asyncio.Protocol):
+    """One end. Made by `connect` and `Listener`.
 
-    `on_closed` is called once, after the last frame, when the peer is gone or `close` was called.
+    `on_frame` is given every frame that comes, in order. `on_closed` is called once, after the last frame, when the
+    other end is gone or `close` was called.
     """
 
-    def __init__(
-        self,
-        context: zmq.asyncio.Context,
-        address: str,
-        on_frame: Callable[[bytes], None],
-        on_closed: Callable[[], None],
-    ) -> None:
-        self.address = address
+    def __init__(self, on_frame: OnFrame, on_closed: OnClosed) -> None:
+        self.closed = False
         self._on_frame = on_frame
         self._on_closed = on_closed
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 200)  # ms: a last Abort or Goodbye still leaves
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # bounded by the queues above, never by dropping
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, NEVER)
-        self._monitor = self._socket.get_monitor_socket(GONE)
-        self._socket.connect(address)
-        self.closed = False
-        self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch())]
+        self._unread = bytearray()
+        self._next_turn: asyncio.Handle | None = None  # in which more of `_unread` is delivered; no reading until then
+        self._paused = False
+        self._lost = asyncio.Event()  # the other end is gone, or all that was sent before `close` is written
 
-    def send(self, frame: bytes) -> None:
-        """Queue a frame; frames to a closed connection are dropped, `on_closed` has told the callers."""
+    def send(self, *frames: bytes) -> None:
+        """Queue frames; those to a closed connection are dropped, `on_closed` has told the callers."""
         if not self.closed:
-            self._socket.send(frame)
-
-    async def _receive(self) -> None:
-        while True:
-            # Awaiting a frame that is there already does not yield: without the sleep a burst would fill the
-            # queues of readers that are never given a turn.
-            num_frames = 0
-            while num_frames < FRAMES_PER_TURN:
-                frames = await self._socket.recv_multipart()
-                for frame in frames:
-                    self._on_frame(frame)
-                num_frames += len(frames)
-            await asyncio.sleep(0)
-
-    async def _watch(self) -> None:
-        await recv_monitor_message(self._monitor)
-        # What the peer wrote before it went is still read, by `_receive`; the turn given to it last is for a frame
-        # that it has been handed already.
-        while await self._socket.poll(0):  # noqa: ASYNC110 - an empty socket is no event
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        self.close()
+            self._transport.write(b"".join([part for frame in frames for part in (_length(frame), frame)]))
 
     def close(self) -> None:
-        """Close the sockets; safe to call twice."""
+        """Take no more frames; what was sent still goes. Safe to call twice."""
         if self.closed:
             return
         self.closed = True
-        current = asyncio.current_task()
-        for task in self._tasks:
-            if task is not current:
-                task.cancel()
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close()
-        self._on_closed()
+        self._transport.close()
+        self._on_closed(self)
+
+    async def aclose(self) -> None:
+        """The same, and wait until what was sent has gone, for LINGER_SECONDS at most."""
+        self.close()
+        try:
+            await asyncio.wait_for(self._lost.wait(), LINGER_SECONDS)
+        except TimeoutError:
+            self._transport.abort()
+
+    # --- for asyncio ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The line is open."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes are there."""
+        self._unread += data
+        if self._next_turn is None:
+            self._deliver()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """The line is cut; frames that came before are still delivered."""
+        self._lost.set()
+        if self._next_turn is None:
+            self.close()
+
+    def _deliver(self) -> None:
+        """Hand over what is whole, some frames a turn of the event loop."""
+        self._next_turn = None
+        start = num_frames = 0
+        try:
+            while not self.closed and (end := self._end_of_frame(start)) is not None:
+                if num_frames == FRAMES_PER_TURN:
+                    self._next_turn = asyncio.get_running_loop().call_soon(self._deliver)
+                    break
+                frame = bytes(memoryview(self._unread)[start + LENGTH_BYTES : end])
+                start, num_frames = end, num_frames + 1
+                self._on_frame(self, frame)
+        except Exception:  # of ours: to read on would hide what was lost
+            log.exception("frame.failed")
+            self.close()
+        del self._unread[:start]
+        if self._lost.is_set():
+            if self._next_turn is None:
+                self.close()
+        elif not self.closed and self._paused != (self._next_turn is not None):
+            self._paused = not self._paused
+            (self._transport.pause_reading if self._paused else self._transport.resume_reading)()
+
+    def _end_of_frame(self, start: int) -> int | None:
+        """Where the frame that begins there ends; None while some of it is missing."""
+        begin = start + LENGTH_BYTES
+        if len(self._unread) < begin:
+            return None
+        length = int.from_bytes(self._unread[start:begin], "big")
+        if length > MAX_FRAME_BYTES:
+            raise ValueError(f"a frame of {length} bytes")
+        return begin + length if len(self._unread) >= begin + length else None
+
+
+class Listener:
+    """Takes connections at a Unix socket's path, of which every frame and every end is reported with its connection."""
+
+    def __init__(self, path: str, on_frame: OnFrame, on_closed: OnClosed) -> None:
+        self._path = path
+        self._on_frame = on_frame
+        self._on_closed = on_closed
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """From here on it can be connected to. A socket that a dead process left there is replaced."""
+        self._server = await asyncio.get_running_loop().create_unix_server(self._accept, self._path)
+
+    async def aclose(self) -> None:
+        """Take no more connections and close those that there are, once what was sent has gone."""
+        self._stop()
+        await asyncio.gather(*(connection.aclose() for connection in list(self._connections)))
+
+    def _stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        Path(self._path).unlink(missing_ok=True)
+
+    def _accept(self) -> Connection:
+        connection = Connection(self._on_frame, self._left)
+        self._connections.add(connection)
+        return connection
+
+    def _left(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._on_closed(connection)
+
+
+async def connect(path: str, on_frame: OnFrame, on_closed: OnClosed) -> Connection:
+    """A connection to the process that listens there. Raises `OSError` where none does."""
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_unix_connection(lambda: Connection(on_frame, on_closed), path)
+    return connection
+
+
+def _length(frame: bytes) -> bytes:
+    return len(frame).to_bytes(LENGTH_BYTES, "big")

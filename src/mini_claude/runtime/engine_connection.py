@@ -1,14 +1,14 @@
 """A worker's line to one engine process, and the replies that flow on it."""
 
 import asyncio
+import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator
-
-import zmq.asyncio
+from typing import Self
 
 from mini_claude.errors import EngineDied, MiniClaudeError, Unavailable, from_info
-from mini_claude.runtime.connection import Connection
+from mini_claude.runtime.connection import Connection, connect
 from mini_claude.runtime.messages import (
     Abort,
     Accepted,
@@ -89,23 +89,33 @@ class EngineReply:
 class EngineConnection:
     """Multiplexes replies by request id. When the engine process dies every open reply gets `EngineDied`."""
 
-    def __init__(self, context: zmq.asyncio.Context, model: str, address: str) -> None:
+    def __init__(self, model: str, address: str) -> None:
+        """Made by `open`."""
         self.model = model
         self.address = address
         self.leaving = False  # it refused a request because its process is about to end
         self._report_numbers = itertools.count()
         self._replies: defaultdict[str, list[EngineReply]] = defaultdict(list)
         self._reports: dict[str, asyncio.Future[EngineReport]] = {}
-        self._connection = Connection(context, address, self._receive, self._closed)
+        self._connection: Connection | None = None
+
+    @classmethod
+    async def open(cls, model: str, address: str) -> Self:
+        """A line to the process that listens there, closed where none does."""
+        engine = cls(model, address)
+        with contextlib.suppress(OSError):  # it has just ended
+            engine._connection = await connect(address, engine._receive, engine._closed)
+        return engine
 
     @property
     def closed(self) -> bool:
         """True once the engine process is gone."""
-        return self._connection.closed
+        return self._connection is None or self._connection.closed
 
     def send(self, message: EngineInbound) -> None:
         """Send without waiting."""
-        self._connection.send(Codec.encode(message))
+        if self._connection is not None:
+            self._connection.send(Codec.encode(message))
 
     async def start(self, request: StartChat | StartCompletion) -> EngineReply:
         """Start a reply; returns when the engine has accepted it, raises what it refused it with."""
@@ -153,11 +163,12 @@ class EngineConnection:
         finally:
             del self._reports[call_id]
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Leave; the engine aborts this worker's replies that are not resumable."""
-        self._connection.close()
+        if self._connection is not None:
+            await self._connection.aclose()
 
-    def _receive(self, frame: bytes) -> None:
+    def _receive(self, _connection: Connection, frame: bytes) -> None:
         message = Codec.decode_engine_outbound(frame)
         if isinstance(message, EngineReport):
             if message.request_id in self._reports:
@@ -173,7 +184,7 @@ class EngineConnection:
                 case Failed(kind=kind, error=error):
                     reply.fail(from_info(error, kind))
 
-    def _closed(self) -> None:
+    def _closed(self, _connection: Connection) -> None:
         for replies in list(self._replies.values()):
             for reply in list(replies):
                 reply.fail(self._died())

@@ -9,13 +9,12 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Self
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from mini_claude.errors import InternalError, InvalidRequest, MiniClaudeError, NotFound, Unavailable
+from mini_claude.runtime.connection import Connection, Listener, connect
 from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.runtime.loaded_model import LoadedModel, open_model
@@ -50,26 +49,24 @@ HEARTBEAT_SECONDS = 1.0
 
 
 class EngineServer:
-    """Answers workers on a ROUTER socket and keeps the supervisor informed."""
+    """Answers workers and keeps the supervisor informed."""
 
-    def __init__(
-        self, launch: EngineLaunch, settings: Settings, model: LoadedModel, context: zmq.asyncio.Context
-    ) -> None:
+    def __init__(self, launch: EngineLaunch, settings: Settings, model: LoadedModel) -> None:
         self._launch = launch
         self._settings = settings
         self._chat_model = model.chat_model
         self._engine = model.engine
         self._kind = model.kind
-        self._socket = context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a dead worker is an error, not a loss
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.bind(launch.address)
+        self._listener = Listener(launch.address, self._receive, self._left)
         self._replies: dict[str, ReplyLog] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._outbox: dict[bytes, list[bytes]] = {}  # frames by worker
+        self._outbox: dict[Connection, list[bytes]] = {}  # frames by worker
         self._last_request_ended = time.monotonic()
         self._draining = asyncio.Event()
+
+    async def listen(self) -> None:
+        """From here on workers can connect."""
+        await self._listener.open()
 
     def drain(self) -> None:
         """Take no new requests; `run` returns when the running ones have ended or the deadline has passed."""
@@ -77,12 +74,9 @@ class EngineServer:
 
     async def run(self, tell: "SupervisorLine") -> None:
         """Serve until drained."""
-        loops: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._receive()),
-            asyncio.create_task(self._heartbeat(tell)),
-        ]
+        heartbeat = asyncio.create_task(self._heartbeat(tell))
         drained = asyncio.create_task(self._draining.wait())
-        done, _ = await asyncio.wait([*loops, drained], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([heartbeat, drained], return_when=asyncio.FIRST_COMPLETED)
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=self._settings.shutdown_seconds)
         ending = Unavailable(
@@ -91,25 +85,26 @@ class EngineServer:
         for request_id, task in list(self._tasks.items()):
             task.cancel()
             self._fail(self._replies[request_id], ending)
-        for loop in loops:
-            loop.cancel()
+        heartbeat.cancel()
         await self._engine.close()
         self._flush()
-        self._socket.close()
-        for loop in done - {drained}:
-            loop.result()
+        await self._listener.aclose()
+        if heartbeat.done() and not heartbeat.cancelled():
+            heartbeat.result()  # it ended early, with an exception
 
-    async def _receive(self) -> None:
-        while True:
-            worker, frame = await self._socket.recv_multipart()
-            try:
-                message: EngineInbound = Codec.decode_engine_inbound(frame)
-            except msgspec.DecodeError:
-                log.warning("frame.undecodable", num_bytes=len(frame))
-                continue
+    def _receive(self, worker: Connection, frame: bytes) -> None:
+        try:
+            message: EngineInbound = Codec.decode_engine_inbound(frame)
+        except msgspec.DecodeError:
+            log.warning("frame.undecodable", num_bytes=len(frame))
+        else:
             self._dispatch(worker, message)
 
-    def _dispatch(self, worker: bytes, message: EngineInbound) -> None:
+    def _left(self, worker: Connection) -> None:
+        for reply in [reply for reply in self._replies.values() if worker in reply.listeners]:
+            self._remove_listener(reply, worker)
+
+    def _dispatch(self, worker: Connection, message: EngineInbound) -> None:
         match message:
             case StartChat() | StartCompletion():
                 self._start(worker, message)
@@ -125,7 +120,7 @@ class EngineServer:
 
     # --- replies ---
 
-    def _start(self, worker: bytes, message: StartChat | StartCompletion) -> None:
+    def _start(self, worker: Connection, message: StartChat | StartCompletion) -> None:
         request_id = message.request_id
         reply = ReplyLog(request_id, worker, resumable=isinstance(message, StartChat) and message.resumable)
         if self._draining.is_set():
@@ -184,7 +179,7 @@ class EngineServer:
                 param="max_tokens",
             ) from error
 
-    def _attach(self, worker: bytes, request_id: str, after: int) -> None:
+    def _attach(self, worker: Connection, request_id: str, after: int) -> None:
         reply = self._replies.get(request_id)
         if reply is None or not reply.resumable:
             gone = NotFound(f"No reply {request_id!r} is running here.", code="reply_not_found", param="reply_id")
@@ -195,7 +190,7 @@ class EngineServer:
         for event in reply.after(after):
             self._send(worker, event)
 
-    def _remove_listener(self, reply: ReplyLog, worker: bytes) -> None:
+    def _remove_listener(self, reply: ReplyLog, worker: Connection) -> None:
         reply.listeners.discard(worker)
         if reply.listeners or reply.ended:
             return
@@ -216,7 +211,7 @@ class EngineServer:
         for worker in reply.listeners:
             self._send(worker, message)
 
-    def _send(self, worker: bytes, message: EngineOutbound) -> None:
+    def _send(self, worker: Connection, message: EngineOutbound) -> None:
         """With everything else that is sent in this turn of the loop: a step's deltas are one message to a worker."""
         if not self._outbox:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -225,10 +220,7 @@ class EngineServer:
     def _flush(self) -> None:
         outbox, self._outbox = self._outbox, {}
         for worker, frames in outbox.items():
-            sent: asyncio.Future[Any] = self._socket.send_multipart([worker, *frames])  # type: ignore[assignment]
-            if sent.done() and sent.exception() is not None:  # that worker is gone
-                for reply in [reply for reply in self._replies.values() if worker in reply.listeners]:
-                    self._remove_listener(reply, worker)
+            worker.send(*frames)
 
     # --- the supervisor ---
 
@@ -251,24 +243,27 @@ class EngineServer:
 class SupervisorLine:
     """One-way reports to the supervisor."""
 
-    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 1000)
-        self._socket.connect(address)
+    def __init__(self, connection: Connection) -> None:
+        """Made by `open`."""
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, address: str) -> Self:
+        """Raises `OSError` where no supervisor listens."""
+        return cls(await connect(address, lambda _connection, _frame: None, lambda _connection: None))
 
     def __call__(self, message: SupervisorInbound) -> None:
         """Send without waiting."""
-        self._socket.send(Codec.encode(Envelope(0, message)))
+        self._connection.send(Codec.encode(Envelope(0, message)))
 
-    def close(self) -> None:
+    async def aclose(self) -> None:
         """Flush and close."""
-        self._socket.close()
+        await self._connection.aclose()
 
 
 async def serve(launch: EngineLaunch, settings: Settings) -> None:
     """Load the model, serve it, end."""
-    context: Any = zmq.asyncio.Context.instance()
-    tell = SupervisorLine(context, launch.supervisor_address)
+    tell = await SupervisorLine.open(launch.supervisor_address)
     name, pid = launch.spec.name, os.getpid()
     loop = asyncio.get_running_loop()
     try:
@@ -278,18 +273,19 @@ async def serve(launch: EngineLaunch, settings: Settings) -> None:
             model = await loop.run_in_executor(loader, open_model, launch.spec, launch.options, settings)
     except MiniClaudeError as error:
         tell(EngineFailed(name, pid, type(error).__name__, error.info()))
-        return tell.close()
+        return await tell.aclose()
     except Exception as error:
         log.exception("model.load_failed", model=name)
         fault = InternalError(f"Loading {name!r} failed unexpectedly ({type(error).__name__}); see the engine's log.")
         tell(EngineFailed(name, pid, "ModelLoadError", fault.info()))
-        return tell.close()
-    server = EngineServer(launch, settings, model, context)
+        return await tell.aclose()
+    server = EngineServer(launch, settings, model)
+    await server.listen()
     loop.add_signal_handler(signal.SIGTERM, server.drain)
     tell(EngineReady(name, pid, model.kind, model.engine.context_length, model.dtype, model.device))
     log.info("model.ready", model=name, dtype=model.dtype, device=model.device)
     await server.run(tell)
-    return tell.close()
+    return await tell.aclose()
 
 
 def main() -> None:
@@ -299,7 +295,6 @@ def main() -> None:
     settings = Settings.model_validate(launch.settings)
     configure_logging(settings, f"engine-{launch.spec.name}")
     asyncio.run(serve(launch, settings))
-    zmq.asyncio.Context.instance().term()
 
 
 if __name__ == "__main__":

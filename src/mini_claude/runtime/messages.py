@@ -1,4 +1,4 @@
-"""What processes say to each other: msgspec structs, msgpack on a ZeroMQ DEALER/ROUTER pair.
+"""What processes say to each other: msgspec structs, as msgpack in the frames of connection.py.
 
 Two conversations use this file. API workers talk to the supervisor (which model is where, load, unload, status)
 and, for tokens, straight to the engine process that the supervisor named. Nothing here can execute: msgpack holds

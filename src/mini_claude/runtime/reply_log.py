@@ -1,5 +1,6 @@
 """The events of one reply in the engine process, numbered, and who listens to them."""
 
+from mini_claude.runtime.connection import Connection
 from mini_claude.runtime.messages import Failed, ReplyEvent
 from mini_claude.types import GenerationDelta
 
@@ -7,10 +8,10 @@ from mini_claude.types import GenerationDelta
 class ReplyLog:
     """Numbers deltas from 1. Keeps them only for a resumable reply: any other one has one listener, from the start.
 
-    Listeners are ZeroMQ identities of workers.
+    Listeners are the connections of workers.
     """
 
-    def __init__(self, request_id: str, listener: bytes, *, resumable: bool) -> None:
+    def __init__(self, request_id: str, listener: Connection, *, resumable: bool) -> None:
         self.request_id = request_id
         self.resumable = resumable
         self.listeners = {listener}

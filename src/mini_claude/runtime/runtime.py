@@ -1,6 +1,6 @@
 """What services see of the processes behind them.
 
-`RuntimeClient` (client.py) is the real one, over ZeroMQ; tests of services and routes pass an in-process one.
+`RuntimeClient` (client.py) is the real one, over Unix sockets; tests of services and routes pass an in-process one.
 """
 
 from collections.abc import AsyncIterator

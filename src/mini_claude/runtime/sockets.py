@@ -40,8 +40,8 @@ def runtime_dir(data_dir: Path) -> Path:
 
 
 def supervisor_address(data_dir: Path) -> str:
-    """ZeroMQ address of the supervisor of this data directory."""
-    return f"ipc://{runtime_dir(data_dir)}/supervisor.sock"
+    """Where the supervisor of this data directory listens."""
+    return str(runtime_dir(data_dir) / "supervisor.sock")
 
 
 def supervisor_lock(data_dir: Path) -> Path:
@@ -61,4 +61,4 @@ def page_socket(data_dir: Path) -> Path:
 
 def new_engine_address(data_dir: Path) -> str:
     """A fresh address for one engine process; never reused, so a stale one can only fail."""
-    return f"ipc://{runtime_dir(data_dir)}/engine-{secrets.token_hex(8)}.sock"
+    return str(runtime_dir(data_dir) / f"engine-{secrets.token_hex(8)}.sock")

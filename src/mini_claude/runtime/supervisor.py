@@ -15,11 +15,10 @@ import time
 from typing import IO, Any
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 from mini_claude.errors import InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime import sockets
+from mini_claude.runtime.connection import Connection, Listener
 from mini_claude.runtime.job_queue import JobQueue
 from mini_claude.runtime.launches import EngineLaunch, SupervisorLaunch
 from mini_claude.runtime.liveness import ProcessIdentity, rss_bytes
@@ -35,6 +34,7 @@ from mini_claude.runtime.messages import (
     EngineHeartbeat,
     EngineReady,
     Envelope,
+    Fact,
     GetMetrics,
     GetStatus,
     Goodbye,
@@ -77,20 +77,18 @@ class Supervisor:
         self._page = page
         self._retention = retention
         self._address = sockets.supervisor_address(settings.data_dir)
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 500)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._listener = Listener(self._address, self._receive, self._left)
         self._slots: dict[str, ModelSlot] = {}
         self._workers: set[ProcessIdentity] = set()
-        self._lines: set[bytes] = set()  # connections of workers, also of those that have gone
+        self._lines: set[Connection] = set()  # of workers
         self._metrics = Metrics()
         self._calls: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
         self._ends_at = time.monotonic() + FIRST_HELLO_SECONDS  # moves on as long as a worker lives
 
-    def bind(self) -> None:
+    async def listen(self) -> None:
         """From here on calls are accepted."""
-        self._socket.bind(self._address)
+        await self._listener.open()
 
     def end(self) -> None:
         """Stop serving; `run` then ends the engines and returns."""
@@ -99,10 +97,9 @@ class Supervisor:
     async def run(self) -> None:
         """Serve until `end`, or until no worker is left."""
         tasks: list[asyncio.Task[Any]] = [
-            asyncio.create_task(self._receive()),
             asyncio.create_task(self._watch_workers()),
+            asyncio.create_task(self._unload_idle()),
         ]
-        tasks.append(asyncio.create_task(self._unload_idle()))
         if self._jobs is not None:
             tasks.append(asyncio.create_task(self._jobs.run()))
         if self._page is not None:
@@ -113,32 +110,42 @@ class Supervisor:
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
-        for identity in self._lines:
-            await self._socket.send_multipart([identity, Codec.encode(Answer(0, Ending()))])
+        for line in self._lines:
+            line.send(Codec.encode(Answer(0, Ending())))
         await asyncio.gather(*(slot.close() for slot in self._slots.values()))
         if self._page is not None:
             await self._page.close()
-        self._socket.close()
+        await self._listener.aclose()
         for task in done - {ended}:
             task.result()  # a loop of ours that ended early did so with an exception
 
-    async def _receive(self) -> None:
-        while True:
-            identity, frame = await self._socket.recv_multipart()
-            try:
-                envelope: Envelope = Codec.decode_envelope(frame)
-            except msgspec.DecodeError:
-                log.warning("frame.undecodable", num_bytes=len(frame))
-                continue
-            call = asyncio.create_task(self._serve(identity, envelope))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+    def _receive(self, line: Connection, frame: bytes) -> None:
+        try:
+            envelope: Envelope = Codec.decode_envelope(frame)
+        except msgspec.DecodeError:
+            log.warning("frame.undecodable", num_bytes=len(frame))
+            return
+        if isinstance(envelope.body, Publish):  # what comes with every request, and waits for nothing
+            self._record(envelope.body.facts)
+            return
+        call = asyncio.create_task(self._serve(line, envelope))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
 
-    async def _serve(self, identity: bytes, envelope: Envelope) -> None:
+    def _record(self, facts: tuple[Fact, ...]) -> None:
+        try:
+            self._metrics.record(facts)
+        except Exception:
+            log.exception("facts.failed")  # of traffic: nothing depends on them
+
+    def _left(self, line: Connection) -> None:
+        self._lines.discard(line)
+
+    async def _serve(self, line: Connection, envelope: Envelope) -> None:
         try:
             answer = await self._answer(envelope.body)
-            if isinstance(envelope.body, Hello):
-                self._lines.add(identity)
+            if isinstance(envelope.body, Hello) and not line.closed:
+                self._lines.add(line)
         except MiniClaudeError as error:
             answer = CallFailed(type(error).__name__, error.info())
         except Exception:
@@ -146,7 +153,7 @@ class Supervisor:
             fault = InternalError("The supervisor failed at this; its log says why.")
             answer = CallFailed("InternalError", fault.info())
         if envelope.call_id:
-            await self._socket.send_multipart([identity, Codec.encode(Answer(envelope.call_id, answer))])
+            line.send(Codec.encode(Answer(envelope.call_id, answer)))
 
     async def _answer(self, body: SupervisorInbound) -> SupervisorOutbound:
         match body:
@@ -163,8 +170,6 @@ class Supervisor:
                 return self._status()
             case GetMetrics():
                 return MetricsText(self._metrics.exposition(self._status()))
-            case Publish(facts=facts):
-                self._metrics.record(facts)
             case Hello(role="page"):
                 pass
             case Hello(pid=pid, started=started):
@@ -254,7 +259,7 @@ async def serve(settings: Settings) -> None:
     jobs = JobQueue.open(settings)
     page = PageProcess(settings) if settings.serves_page else None
     supervisor = Supervisor(settings, jobs, page, Retention.open(settings))
-    supervisor.bind()
+    await supervisor.listen()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, supervisor.end)
@@ -276,7 +281,6 @@ def main() -> None:
     configure_logging(settings, "supervisor")
     with lock:
         asyncio.run(serve(settings))
-    zmq.asyncio.Context.instance().term()
 
 
 if __name__ == "__main__":

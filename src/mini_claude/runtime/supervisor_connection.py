@@ -9,14 +9,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 import msgspec
-import zmq.asyncio
 
 from mini_claude.errors import Unavailable, from_info
 from mini_claude.runtime import sockets
-from mini_claude.runtime.connection import Connection
+from mini_claude.runtime.connection import Connection, connect
 from mini_claude.runtime.launches import SupervisorLaunch
 from mini_claude.runtime.liveness import ProcessIdentity
 from mini_claude.runtime.messages import (
@@ -42,12 +41,20 @@ START_ATTEMPTS = 5
 class SupervisorConnection:
     """Numbered calls over one connection. A supervisor that dies fails the calls that wait for it."""
 
-    def __init__(self, context: zmq.asyncio.Context, address: str) -> None:
+    def __init__(self) -> None:
+        """Made by `open`."""
         self._numbers = itertools.count(1)
         self._calls: dict[int, asyncio.Future[SupervisorOutbound]] = {}
         self._end = asyncio.Event()
         self.ended_on_purpose = False  # it said that it would end, so no other has to take its place
-        self._connection = Connection(context, address, self._receive, self._closed)
+        self._connection: Connection
+
+    @classmethod
+    async def open(cls, address: str) -> Self:
+        """A line to the supervisor that listens there. Raises `OSError` where none does."""
+        supervisor = cls()
+        supervisor._connection = await connect(address, supervisor._receive, supervisor._closed)
+        return supervisor
 
     @property
     def closed(self) -> bool:
@@ -77,11 +84,11 @@ class SupervisorConnection:
         """Send without expecting an answer."""
         self._connection.send(Codec.encode(Envelope(0, body)))
 
-    def close(self) -> None:
-        """Close the line."""
-        self._connection.close()
+    async def aclose(self) -> None:
+        """Close the line, once what was sent has gone."""
+        await self._connection.aclose()
 
-    def _receive(self, frame: bytes) -> None:
+    def _receive(self, _connection: Connection, frame: bytes) -> None:
         answer: Answer = Codec.decode_answer(frame)
         if isinstance(answer.body, Ending):
             self.ended_on_purpose = True
@@ -89,7 +96,7 @@ class SupervisorConnection:
         if future is not None and not future.done():
             future.set_result(answer.body)
 
-    def _closed(self) -> None:
+    def _closed(self, _connection: Connection) -> None:
         self._end.set()
         for future in self._calls.values():
             if not future.done():
@@ -101,7 +108,7 @@ def _gone() -> Unavailable:
 
 
 async def connect_supervisor(
-    context: zmq.asyncio.Context, settings: Settings, identity: ProcessIdentity, role: ClientRole = "worker"
+    settings: Settings, identity: ProcessIdentity, role: ClientRole = "worker"
 ) -> SupervisorConnection:
     """Connect to this data directory's supervisor, starting one where none runs, and say hello.
 
@@ -110,20 +117,26 @@ async def connect_supervisor(
     address = sockets.supervisor_address(settings.data_dir)
     for _ in range(START_ATTEMPTS):
         process = await asyncio.to_thread(_ensure_running, settings)
-        connection = SupervisorConnection(context, address)
-        hello = connection.call(Hello(identity.pid, identity.started, role))
         try:
-            await asyncio.wait_for(hello, HELLO_SECONDS)
-        except (TimeoutError, Unavailable):  # it was just about to end, or has not come up
-            connection.close()
+            async with asyncio.timeout(HELLO_SECONDS):
+                return await _greeted(address, Hello(identity.pid, identity.started, role))
+        except (OSError, Unavailable):  # it was just about to end, or has not come up; a timeout is an OSError too
             log.warning("supervisor.no_answer", exit_code=process.poll() if process else None)
-            continue
-        return connection
     raise Unavailable(
         f"The supervisor does not start. Its log is in {settings.logs_dir}; "
         "`mini-claude config` shows the settings that it uses.",
         retry_after=10.0,
     )
+
+
+async def _greeted(address: str, hello: Hello) -> SupervisorConnection:
+    connection = await SupervisorConnection.open(address)
+    try:
+        await connection.call(hello)
+    except BaseException:
+        await connection.aclose()
+        raise
+    return connection
 
 
 def _ensure_running(settings: Settings) -> "subprocess.Popen[bytes] | None":
