@@ -183,3 +183,43 @@ def test_errors_never_quote_what_was_stored(database: Database) -> None:
     with pytest.raises(StorageError) as caught, database.write() as session:
         session.execute(text("INSERT INTO nowhere VALUES (:words)"), {"words": "a private prompt"})
     assert "private" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_the_version_is_another_one_after_each_change_by_whomever_and_only_then(url: str) -> None:
+    with opened(url) as database, opened(url) as other:
+        assert database.version() is None  # there is no file yet, and asking makes none
+        database.migrate()
+        KeyRepository(database).add(KEY, "f" * 64)
+        first = database.version()
+        assert first is not None
+        KeyRepository(other).list()
+        with pytest.raises(ZeroDivisionError), other.write() as session:  # rolled back
+            session.execute(text("DELETE FROM api_keys"))
+            raise ZeroDivisionError
+        assert database.version() == first
+        KeyRepository(other).revoke(KEY.id, 2.0)
+        second = database.version()
+        KeyRepository(database).add(ApiKey("2" * 32, "phone", "mc-abcdef", 2.0, "user"), "f" * 64)
+        third = database.version()
+        code = "import sys; from mini_claude.data.database import Database\n"
+        code += (
+            "with Database(sys.argv[1]).write() as session: session.connection().exec_driver_sql('DROP TABLE users')"
+        )
+        subprocess.run([sys.executable, "-c", code, url], check=True)
+        assert len({first, second, third, database.version()}) == 4
+
+
+def test_the_version_waits_for_no_writer(url: str) -> None:
+    with opened(url) as database, opened(url) as other:
+        database.migrate()
+        before = database.version()
+        with other.write() as session:
+            session.execute(text("DELETE FROM api_keys"))
+            assert database.version() == before
+
+
+@pytest.mark.parametrize("database", ["memory", "postgresql"], indirect=True)
+def test_where_the_version_is_not_known_nobody_is_told_one(database: Database) -> None:
+    assert database.version() is None
+    KeyRepository(database).add(KEY, "f" * 64)
+    assert database.version() is None

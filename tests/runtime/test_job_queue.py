@@ -1,7 +1,7 @@
 """Queues of two hosts over one PostgreSQL: each has a data directory, and trainers that the other one cannot see."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from mini_claude.data.database import Database
 from mini_claude.data.datasets import DatasetRepository
 from mini_claude.data.jobs import JobRepository
-from mini_claude.data.records import Dataset
+from mini_claude.data.records import Dataset, Job
 from mini_claude.runtime.job_queue import JobQueue
 from mini_claude.training.arguments import JobSpec, LoraSettings, TrainingArguments
 from mini_claude.utils.config import Settings
@@ -71,3 +71,41 @@ async def test_a_job_runs_where_its_data_is_and_only_that_host_judges_its_traine
     again = jobs.get(ME, job.id)
     assert again.state == "running"
     assert again.token not in (None, running.token)
+
+
+async def test_nothing_is_looked_up_while_nothing_is_stored_and_no_job_is_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    queue = JobQueue.open(settings)
+    assert queue is not None
+    looks: list[str | None] = []
+
+    def looked(host: str | None) -> Sequence[Job]:
+        looks.append(host)
+        return running(host)
+
+    async def started(job: Job) -> None:
+        """As far as the database knows."""
+
+    running = queue._jobs.running
+    monkeypatch.setattr(queue._jobs, "running", looked)
+    monkeypatch.setattr(queue, "_start", started)
+
+    async def num_looks() -> int:
+        before = len(looks)
+        for _ in range(5):
+            await queue._tick()
+        return len(looks) - before
+
+    database = Database(settings.effective_database_url)
+    jobs = JobRepository(database)
+    assert await num_looks() == 1
+    DatasetRepository(database).add(Dataset("rows", ME, SHA256, "rows.jsonl", "jsonl", "messages", 10, 1, 0, (), 1.0))
+    spec = JobSpec("tiny", "rows", SHA256, "bot", LoraSettings(), TrainingArguments())
+    jobs.cancel(ME, jobs.submit(ME, spec, "b", None)[0].id)
+    assert (await num_looks(), queue.busy) == (1, False)
+    jobs.submit(ME, spec, "b", None)
+    assert (await num_looks(), queue.busy) == (5, True)  # it runs, and its trainer may die
+    database.close()
+    queue._jobs._database.close()

@@ -71,6 +71,8 @@ class Database:
         self._reader = (
             self._engine if self._sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
         )
+        self._watcher: sqlite3.Connection | None = None  # of `version`, made with its first call
+        self._watcher_lock = threading.Lock()
         # SQLite has one writer at a time anyway: our own threads queue here in order instead of polling its lock.
         # In memory all threads share one connection, so that readers have to queue too.
         lock = threading.Lock()
@@ -167,6 +169,26 @@ class Database:
                 session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
             yield session
 
+    def version(self) -> int | None:
+        """A number that is another one once anybody, in whatever process, has changed anything; None: not known here.
+
+        Takes microseconds and waits for nobody, so that async code may call it. Two numbers tell only whether they are
+        the same.
+        """
+        if self.file is None:
+            return None
+        with self._watcher_lock:
+            try:
+                if self._watcher is None:
+                    address = f"{self.file.resolve().as_uri()}?mode=rw"
+                    self._watcher = sqlite3.connect(address, timeout=0.0, uri=True, check_same_thread=False)
+                # https://www.sqlite.org/pragma.html#pragma_data_version: of commits by other connections, and this one
+                # makes none.
+                (version,) = self._watcher.execute("PRAGMA data_version").fetchone()
+            except sqlite3.Error:  # locked for the moment, gone, damaged: whoever reads next will tell
+                return None
+        return int(version)
+
     def erase_deleted(self) -> bool:
         """Let nothing of what was deleted be left in an SQLite file; PostgreSQL's own vacuum does that there.
 
@@ -196,6 +218,10 @@ class Database:
     def close(self) -> None:
         """Close all connections; with a database in memory its contents end here."""
         self._engine.dispose()
+        with self._watcher_lock:
+            if self._watcher is not None:
+                self._watcher.close()
+                self._watcher = None
 
 
 def mark_for_erasing(session: Session) -> None:

@@ -1,9 +1,13 @@
 """Whether the server is open to whoever is on its machine: what keys and users have in common."""
 
-from sqlalchemy import or_, select
+from typing import Final
+
+from sqlalchemy import exists, or_, select
 
 from mini_claude.data.database import Database
 from mini_claude.data.tables import ApiKeyRow, UserRow
+
+_SHUT: Final = select(or_(*(exists(select(row.id)) for row in (ApiKeyRow, UserRow))))
 
 
 class DoorRepository:
@@ -15,7 +19,11 @@ class DoorRepository:
     def is_shut(self) -> bool:
         """Whether a key or a user was ever made. Ended ones count: the end of the last must not open the server."""
         with self._database.read() as session:
-            return any(session.scalar(select(row.id).limit(1)) is not None for row in (ApiKeyRow, UserRow))
+            return bool(session.scalar(_SHUT))
+
+    def version(self) -> int | None:
+        """See `Database.version`."""
+        return self._database.version()
 
     def has_admin(self, now: float) -> bool:
         """Whether some admin, with a key or a password, gets in at this time."""

@@ -151,6 +151,10 @@ class JobRepository:
             query = select(JobRow.id).where(JobRow.state.not_in(ENDED), _here(host)).limit(1)
             return session.scalar(query) is not None
 
+    def version(self) -> int | None:
+        """See `Database.version`."""
+        return self._database.version()
+
     def interrupt(self, job_id: str, token: str, reason: str, *, by_itself: bool = True) -> None:
         """The trainer under that token is gone. The job waits for the next one, fails when too many have died
         `by_itself` (and not with the machine), and is cancelled when that was asked for. An outdated token changes

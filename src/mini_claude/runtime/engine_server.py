@@ -40,6 +40,7 @@ from mini_claude.runtime.messages import (
 from mini_claude.runtime.preparation import prepare
 from mini_claude.runtime.reply_log import ReplyLog
 from mini_claude.types import GenerationRequest, GpuMemory
+from mini_claude.utils import event_loop
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -294,7 +295,7 @@ def main() -> None:
     end_with_parent(lambda: os._exit(1))
     settings = Settings.model_validate(launch.settings)
     configure_logging(settings, f"engine-{launch.spec.name}")
-    asyncio.run(serve(launch, settings))
+    event_loop.run(serve(launch, settings))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ class JobQueue:
         self._host = host
         self._starting: dict[str, asyncio.subprocess.Process] = {}  # by token
         self._deadlines: dict[str, float] = {}  # by token: when a trainer that said nothing counts as dead
+        self._seen: int | None = None  # the version of the database that was looked at last
         self.busy = False  # a job waits or runs: the supervisor has a reason to live
 
     @classmethod
@@ -63,6 +64,9 @@ class JobQueue:
             await asyncio.sleep(TICK_SECONDS)
 
     async def _tick(self) -> None:
+        version = self._jobs.version()
+        if not self.busy and version is not None and version == self._seen:
+            return  # nothing at all was stored since
         running = await run_sync(self._jobs.running, self._host)
         for job in running:
             assert job.token is not None
@@ -74,6 +78,7 @@ class JobQueue:
         while (claimed := await run_sync(self._claim)) is not None:
             await self._start(claimed)
         self.busy = await run_sync(self._jobs.any_open, self._host)
+        self._seen = version
 
     def _claim(self) -> Job | None:
         own = self._settings

@@ -53,6 +53,7 @@ from mini_claude.runtime.model_slot import ModelSlot
 from mini_claude.runtime.page_process import PageProcess
 from mini_claude.runtime.retention import Retention
 from mini_claude.types import GpuMemory, LoadOptions, ModelSpec
+from mini_claude.utils import event_loop
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -280,7 +281,7 @@ def main() -> None:
         return
     configure_logging(settings, "supervisor")
     with lock:
-        asyncio.run(serve(settings))
+        event_loop.run(serve(settings))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,16 @@ class Credentials:
         self._logins = logins
         self._door = door
         self._needed = False
+        self._seen: int | None = None  # the version of the database in which there was neither
 
     async def needed(self) -> bool:
         """Whether a key or a user was ever made, so that whoever asks has to say who they are."""
-        # Rows are never deleted, so that a yes stays true.
-        self._needed = self._needed or await run_sync(self._door.is_shut)
+        if self._needed:  # rows are never deleted, so that a yes stays true
+            return True
+        version = self._door.version()
+        if version is None or version != self._seen:  # else nothing at all was stored since
+            self._needed = await run_sync(self._door.is_shut)
+            self._seen = version
         return self._needed
 
     async def caller(self, text: str) -> Caller:
