@@ -39,6 +39,7 @@ from mini_claude.utils.logging import get_logger
 log = get_logger(__name__)
 
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.25, 30.0  # before another supervisor is started, doubled each time
+FACTS_SECONDS = 0.1
 SETTLED_SECONDS = 60.0  # a supervisor that lived as long was all right
 START_ATTEMPTS = 3  # before anything was generated, moving to a new engine process cannot be noticed
 
@@ -57,6 +58,8 @@ class RuntimeClient:
         self._engine_lock = asyncio.Lock()
         self._engines: dict[str, EngineConnection] = {}  # by model, the newest
         self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
+        self._facts: list[Fact] = []  # to be published, and when
+        self._facts_timer: asyncio.TimerHandle
         self._closed = False
 
     @classmethod
@@ -107,9 +110,19 @@ class RuntimeClient:
         return await (await self._engine(spec, options)).report()
 
     def publish(self, *facts: Fact) -> None:
-        """Facts are lost while no supervisor runs; they describe traffic and nothing depends on them."""
+        """Facts are lost while no supervisor runs; they describe traffic and nothing depends on them.
+
+        Those of FACTS_SECONDS go together: waking the supervisor costs more than reading them.
+        """
+        if not self._facts:
+            self._facts_timer = asyncio.get_running_loop().call_later(FACTS_SECONDS, self._send_facts)
+        self._facts += facts
+
+    def _send_facts(self) -> None:
+        facts, self._facts = self._facts, []
+        self._facts_timer.cancel()
         if self._supervisor is not None:
-            self._supervisor.post(Publish(facts))
+            self._supervisor.post(Publish(tuple(facts)))
 
     async def shutdown_supervisor(self) -> None:
         """Tell the supervisor to end with all its engines; it cannot answer that it has. The next call starts one."""
@@ -118,6 +131,8 @@ class RuntimeClient:
     async def aclose(self) -> None:
         """Say goodbye and close every socket."""
         self._closed = True  # so that no request opens another one meanwhile
+        if self._facts:
+            self._send_facts()
         for keeper in self._keepers:
             keeper.cancel()
         async with self._engine_lock:
@@ -155,7 +170,10 @@ class RuntimeClient:
             return self._supervisor
 
     async def _call(self, body: SupervisorInbound) -> SupervisorOutbound:
-        return await (await self._connected()).call(body)
+        supervisor = await self._connected()
+        if self._facts:  # so that whoever asks knows what was told before
+            self._send_facts()
+        return await supervisor.call(body)
 
     async def _acquire(
         self, spec: ModelSpec, options: LoadOptions, *, exact: bool = False, gone: str | None = None

@@ -49,6 +49,7 @@ log = get_logger(__name__)
 ServicesFactory = Callable[[], AbstractAsyncContextManager[Services]]
 
 ROUTERS: Final = (
+    openai.router,  # first: routes are looked through in order, and this one is asked most
     system.public_router,
     system.router,
     auth.public_router,
@@ -67,7 +68,6 @@ ROUTERS: Final = (
     datasets.router,
     training.router,
     training_socket.router,
-    openai.router,
     xray.router,
     page.public_router,
     page.router,

@@ -35,7 +35,11 @@ def services_of(connection: HTTPConnection) -> Services:
     return services
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+async def _services(connection: HTTPConnection) -> Services:
+    return services_of(connection)  # FastAPI asks what is not async in a thread
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def request_id_of(connection: HTTPConnection) -> str:

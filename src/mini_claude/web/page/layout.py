@@ -18,7 +18,7 @@ from mini_claude.web.page.xray import XrayTab
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
 EVENTS_SECONDS = 0.02  # how often events of visitors are looked for
-PROGRESS_SECONDS = 0.1  # and progress of what runs
+PROGRESS_SECONDS = 1.0  # and what they say of their progress: none of ours does
 
 # Gradio's sidebar measures the room beside it when the window changes, also while it is on a tab that hides it.
 _MEASURE_AGAIN = "() => requestAnimationFrame(() => window.dispatchEvent(new Event('resize')))"

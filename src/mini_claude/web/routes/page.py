@@ -50,7 +50,11 @@ def line_of(connection: HTTPConnection) -> PageLine:
     return line
 
 
-LineDep = Annotated[PageLine, Depends(line_of)]
+async def _line(connection: HTTPConnection) -> PageLine:
+    return line_of(connection)  # FastAPI asks what is not async in a thread
+
+
+LineDep = Annotated[PageLine, Depends(_line)]
 router = APIRouter(include_in_schema=False)
 public_router = APIRouter(include_in_schema=False)
 
