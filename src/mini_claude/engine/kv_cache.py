@@ -126,12 +126,14 @@ class KVCache:
 
     def _reserve(self, entry: CacheEntry, num_blocks: int) -> bool:
         wanted = num_blocks - entry.num_blocks
+        if wanted <= 0:  # as in 15 steps of 16
+            return True
         num_running = sum(other.num_blocks for other in self._running)
         if num_running + wanted > self._num_blocks:
             return False
         while num_running + wanted + sum(idle.num_blocks for idle in self._idle) > self._num_blocks:
             self._evict(self._idle[0])
-        entry.num_blocks += max(wanted, 0)
+        entry.num_blocks += wanted
         return True
 
     def _longest_prefix(self, token_ids: list[int], adapter: AdapterRef | None) -> tuple[CacheEntry | None, int]:

@@ -9,10 +9,11 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from ctypes import POINTER, c_float, c_int8, c_int32, c_void_p
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -32,7 +33,7 @@ from mini_claude.engine.llama_cpp_library import (
     llama_cpp_library,
 )
 from mini_claude.engine.scheduler import ScheduledChunk
-from mini_claude.engine.sequence import SampledToken
+from mini_claude.engine.sequence import SampledToken, Sequence
 from mini_claude.errors import InternalError, ModelLoadError, UnsupportedExport
 from mini_claude.models.gguf_array import GGUFArray
 from mini_claude.models.weight_files import read_gguf_header
@@ -55,6 +56,14 @@ class _Tokens:
         self._one_each = np.ones(capacity, np.int32)
         places = range(self.sequences.ctypes.data, self.sequences.ctypes.data + 4 * capacity, 4)
         self._each_sequence = (POINTER(c_int32) * capacity)(*(ctypes.cast(place, POINTER(c_int32)) for place in places))
+
+    def fill(self, token_ids: list[int], positions: list[int], sequences: list[int], is_wanted: list[bool]) -> None:
+        """Of each token in turn what it is, where, in which row, and whether its logits are wanted."""
+        end = len(token_ids)  # each array at once: a slice of one costs a microsecond
+        self.token_ids[:end] = token_ids
+        self.positions[:end] = positions
+        self.sequences[:end] = sequences
+        self.is_wanted[:end] = is_wanted
 
     def batch(self, num_tokens: int) -> Batch:
         """The first `num_tokens` of them."""
@@ -129,16 +138,15 @@ class LlamaCppModel:
 
     def step(self, chunks: list[ScheduledChunk]) -> list[SampledToken | InternalError]:
         """See `StepModel.step`."""
-        sampled: dict[ScheduledChunk, SampledToken | InternalError] = {}
+        sampled: dict[Sequence, SampledToken | InternalError] = {}
         rows = self._place(chunks)
-        by_adapter = sorted(chunks, key=lambda chunk: (_adapter_name(chunk), rows[chunk]))
-        for _, group in groupby(by_adapter, key=_adapter_name):
-            together = list(group)
-            completing = [chunk for chunk in together if chunk.completes]
-            logits = self._run(together, rows, len(completing))
-            sequences = [chunk.sequence for chunk in completing]
-            sampled |= zip(completing, self._sampler.sample(logits, sequences), strict=True)
-        return [sampled[chunk] for chunk in chunks if chunk.completes]
+        by_adapter = sorted(zip(map(_adapter_name, chunks), rows, range(len(chunks)), strict=True))
+        for _, group in groupby(by_adapter, key=itemgetter(0)):
+            together = [(chunks[index], row) for _, row, index in group]
+            completing = [chunk.sequence for chunk, _ in together if chunk.completes]
+            logits = self._run(together, len(completing))
+            sampled |= zip(completing, self._sampler.sample(logits, completing), strict=True)
+        return [sampled[chunk.sequence] for chunk in chunks if chunk.completes]
 
     def read_adapter(self, folder: Path) -> "AdapterFile":
         """See `StepModel.read_adapter`; also raises `StorageError`."""
@@ -172,29 +180,33 @@ class LlamaCppModel:
         self._cache.close()
         self._library.model_free(self._model)  # and its adapters
 
-    def _place(self, chunks: list[ScheduledChunk]) -> dict[ScheduledChunk, int]:
+    def _place(self, chunks: list[ScheduledChunk]) -> list[int]:
         """The row of each, with room for what it will read."""
-        needs = {chunk.sequence.entry: chunk.start + chunk.num_tokens for chunk in chunks if chunk.sequence.entry}
-        together = len({_adapter_name(chunk) for chunk in chunks}) == 1
+        entries = [chunk.sequence.entry for chunk in chunks]
+        needs = {entry: chunk.start + chunk.num_tokens for entry, chunk in zip(entries, chunks, strict=True) if entry}
+        adapter = chunks[0].sequence.request.adapter
+        together = all(chunk.sequence.request.adapter == adapter for chunk in chunks)
         rows = self._cache.place(needs, together=together)
-        return {chunk: rows[chunk.sequence.entry] for chunk in chunks if chunk.sequence.entry}
+        return [rows[entry] for entry in entries if entry]
 
-    def _run(
-        self, chunks: list[ScheduledChunk], rows: Mapping[ScheduledChunk, int], num_completing: int
-    ) -> NDArray[np.float32]:
-        """Read chunks of one adapter. Logits [completing, vocabulary], valid until the next call."""
-        self._apply(chunks[0].sequence.request.adapter)
-        tokens, end = self._tokens, 0
-        for chunk in chunks:
-            start, end = end, end + chunk.num_tokens
-            tokens.token_ids[start:end] = chunk.token_ids
-            tokens.positions[start:end] = range(chunk.start, chunk.start + chunk.num_tokens)
-            tokens.sequences[start:end] = rows[chunk]
-            tokens.is_wanted[start:end] = 0
-            tokens.is_wanted[end - 1] = chunk.completes
-        code = self._library.decode(self._cache.context, tokens.batch(end))
+    def _run(self, chunks: list[tuple[ScheduledChunk, int]], num_completing: int) -> NDArray[np.float32]:
+        """Read chunks of one adapter, each in its row. Logits [completing, vocabulary], valid until the next call."""
+        self._apply(chunks[0][0].sequence.request.adapter)
+        token_ids: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        is_wanted: list[bool] = []
+        for chunk, row in chunks:
+            token_ids += chunk.token_ids
+            positions += range(chunk.start, chunk.start + chunk.num_tokens)
+            sequences += [row] * chunk.num_tokens
+            is_wanted += [False] * (chunk.num_tokens - 1)
+            is_wanted.append(chunk.completes)
+        num_tokens = len(token_ids)
+        self._tokens.fill(token_ids, positions, sequences, is_wanted)
+        code = self._library.decode(self._cache.context, self._tokens.batch(num_tokens))
         if code != 0:
-            raise RuntimeError(f"llama_decode returned {code} for {end} tokens of {len(chunks)} sequences")
+            raise RuntimeError(f"llama_decode returned {code} for {num_tokens} tokens of {len(chunks)} sequences")
         if not num_completing:
             return np.empty((0, self._vocab_size), np.float32)
         logits = np.ctypeslib.as_array(self._library.get_logits(self._cache.context), (num_completing, self._row_size))
