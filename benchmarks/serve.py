@@ -1,12 +1,13 @@
 """Tokens per second, end to end: `mini-claude serve` over HTTP against llama.cpp and OpenVINO called directly.
 
-    python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32]
+    python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32] [--sampled]
 
-Everybody answers the same questions with 100 tokens each, from the same GGUF file. Ours is the whole product: a client
-in a process of its own streams from /v1/chat/completions. A peer is called by its own fastest interface, inside of its
-own process, with as many threads as there are questions. The contestants take turns; each is warmed up once at each
-concurrency. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the time to the first token and
-between two.
+Everybody answers the same questions with 100 tokens each, from the same GGUF file, greedily or, `--sampled`, with
+temperature 0.7 and top_p 0.9 (and what a peer does besides by itself: llama.cpp cuts to 40 candidates first). Ours is
+the whole product: a client in a process of its own streams from /v1/chat/completions. A peer is called by its own
+fastest interface, inside of its own process, with as many threads as there are questions. The contestants take turns;
+each is warmed up once at each concurrency. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the
+time to the first token and between two.
 """
 
 import argparse
@@ -33,6 +34,7 @@ import httpx
 from own_process import in_own_process
 
 NUM_TOKENS = 100
+TEMPERATURE, TOP_P = 0.7, 0.9  # with --sampled
 START_SECONDS = 120.0
 
 
@@ -80,14 +82,15 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise RuntimeError("the server does not start")
 
 
-async def streamed(address: str, text: str, key: str | None = None) -> list[float]:
+async def streamed(address: str, text: str, key: str | None = None, *, sampled: bool = False) -> list[float]:
     """When each event of a reply came. Reads no JSON: a client must not take what the server could use."""
+    choice = {"temperature": TEMPERATURE, "top_p": TOP_P} if sampled else {"temperature": 0}
     body = json.dumps(
         {
             "model": "smollm2-135m",
             "messages": [{"role": "user", "content": text}],
             "max_tokens": NUM_TOKENS,
-            "temperature": 0,
+            **choice,
             "logit_bias": {"0": -100, "2": -100},  # the tokens that would end a reply early
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -109,12 +112,12 @@ async def streamed(address: str, text: str, key: str | None = None) -> list[floa
     return times
 
 
-def measure_ours(address: str, concurrency: int, key: str | None = None) -> dict[str, Any]:
+def measure_ours(address: str, concurrency: int, key: str | None, *, sampled: bool) -> dict[str, Any]:
     """As the client sees it, which is this process."""
 
     async def run(texts: list[str]) -> dict[str, Any]:
         start = time.perf_counter()
-        times = await asyncio.gather(*(streamed(address, text, key) for text in texts))
+        times = await asyncio.gather(*(streamed(address, text, key, sampled=sampled) for text in texts))
         seconds = time.perf_counter() - start
         return {
             "tokens_per_second": NUM_TOKENS * len(texts) / seconds,
@@ -128,7 +131,7 @@ def measure_ours(address: str, concurrency: int, key: str | None = None) -> dict
 # The peers.
 
 
-def measure_llama_cpp(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
+def measure_llama_cpp(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
     """By xllamacpp's server, called without HTTP."""
     import psutil
     import xllamacpp
@@ -141,7 +144,8 @@ def measure_llama_cpp(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
 
     def ask(text: str, replies: list[Any]) -> None:
         message = {"role": "user", "content": text}
-        options = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
+        options: dict[str, Any] = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "cache_prompt": True}
+        options |= {"temperature": TEMPERATURE, "top_p": TOP_P} if sampled else {"temperature": 0}
         replies.append(peer.handle_chat_completions({"messages": [message], **options}))
 
     results = {}
@@ -160,7 +164,7 @@ def measure_llama_cpp(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
     return results
 
 
-def measure_openvino(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
+def measure_openvino(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
     """By its continuous batching pipeline, with prefix caching."""
     import openvino_genai
 
@@ -171,6 +175,9 @@ def measure_openvino(gguf: Path, concurrencies: list[int]) -> dict[str, float]:
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = config.min_new_tokens = NUM_TOKENS
     config.ignore_eos, config.apply_chat_template = True, False
+    if sampled:
+        config.do_sample = True
+        config.temperature, config.top_p = TEMPERATURE, TOP_P
     system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     results = {}
     for concurrency in concurrencies:
@@ -212,12 +219,15 @@ def main() -> None:
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "GGUF"), help=argparse.SUPPRESS)
     parser.add_argument("--client", nargs=2, metavar=("ADDRESS", "CONCURRENCY"), help=argparse.SUPPRESS)
     parser.add_argument("--key", help=argparse.SUPPRESS)
+    parser.add_argument("--sampled", action="store_true", help="draw tokens instead of taking the most probable one")
     arguments = parser.parse_args()
     if arguments.peer:
-        print(json.dumps(PEERS[arguments.peer[0]](Path(arguments.peer[1]), arguments.concurrencies)))
+        measure = PEERS[arguments.peer[0]]
+        print(json.dumps(measure(Path(arguments.peer[1]), arguments.concurrencies, sampled=arguments.sampled)))
         return
     if arguments.client:
-        print(json.dumps(measure_ours(arguments.client[0], int(arguments.client[1]), arguments.key)))
+        address, concurrency = arguments.client
+        print(json.dumps(measure_ours(address, int(concurrency), arguments.key, sampled=arguments.sampled)))
         return
     # These import torch or take long, and a client needs nothing of them.
     from mini_claude.models.catalog import BUILTIN
@@ -227,6 +237,7 @@ def main() -> None:
 
     folder = embedded_model()
     concurrencies = [str(concurrency) for concurrency in arguments.concurrencies]
+    flags = ["--sampled"] if arguments.sampled else []
     for gguf_type in arguments.types:
         served_gguf(BUILTIN[0], folder, folder.parent, LoadOptions(engine="llama_cpp", gguf_type=gguf_type))
         ours: dict[int, list[dict[str, Any]]] = {concurrency: [] for concurrency in arguments.concurrencies}
@@ -234,11 +245,11 @@ def main() -> None:
         for _ in range(arguments.rounds):
             with server(folder, engine="llama_cpp", gguf_type=gguf_type) as address:
                 for concurrency in arguments.concurrencies:
-                    ours[concurrency].append(in_own_process(__file__, "--client", address, str(concurrency)))
+                    ours[concurrency].append(in_own_process(__file__, *flags, "--client", address, str(concurrency)))
             gguf = folder / f"{gguf_type}.gguf"
             files = {"llama.cpp": gguf} | ({"openvino": gguf} if importlib.util.find_spec("openvino_genai") else {})
             for name, gguf in files.items():
-                result = in_own_process(__file__, "--concurrencies", *concurrencies, "--peer", name, str(gguf))
+                result = in_own_process(__file__, *flags, "--concurrencies", *concurrencies, "--peer", name, str(gguf))
                 peers.setdefault(name, []).append(result)
         for name, results in peers.items():
             show(gguf_type, ours, results, name)
