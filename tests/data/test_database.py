@@ -209,6 +209,20 @@ def test_the_version_is_another_one_after_each_change_by_whomever_and_only_then(
         assert len({first, second, third, database.version()}) == 4
 
 
+def test_another_file_in_the_place_of_the_first_has_another_version(url: str, tmp_path: Path) -> None:
+    with opened(url) as database:
+        database.migrate()
+        first = database.version()
+        file = tmp_path / "folder" / "test.db"
+        file.rename(file.with_name("moved.db"))
+        assert database.version() is None
+        for rest in ("-wal", "-shm"):
+            file.with_name(file.name + rest).rename(file.with_name("moved.db" + rest))
+        with opened(url) as other:
+            other.migrate()
+        assert database.version() not in (None, first)
+
+
 def test_the_version_waits_for_no_writer(url: str) -> None:
     with opened(url) as database, opened(url) as other:
         database.migrate()

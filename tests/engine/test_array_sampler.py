@@ -12,14 +12,21 @@ SIZES = st.one_of(st.integers(1, 300), st.sampled_from([511, 512, 513, 4096, 500
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@given(SIZES, st.floats(0, 1.1), SEEDS, st.booleans())
+@given(st.data(), SIZES, SEEDS, st.booleans())
 def test_the_largest_are_found_among_any_number_with_the_first_of_equal_ones_first(
-    size: int, share: float, seed: int, has_equals: bool
+    data: st.DataObject, size: int, seed: int, has_equals: bool
 ) -> None:
     random = np.random.default_rng(seed)
     values = (random.integers(0, 20, size) if has_equals else random.normal(size=size)).astype(np.float32)
-    count = int(share * size)
+    count = data.draw(st.one_of(st.integers(0, size // 64), st.integers(0, size + 5)))
     assert largest_ids(values, count).tolist() == np.argsort(-values, kind="stable")[:count].tolist()
+
+
+def test_the_largest_of_a_vocabulary_are_found_wherever_they_are() -> None:
+    values = np.random.default_rng(1).normal(size=49_152 + 63).astype(np.float32)
+    values[100:400] += 10  # one beside the other
+    values[-5:] += 20  # in no group
+    assert largest_ids(values, 256).tolist() == np.argsort(-values, kind="stable")[:256].tolist()
 
 
 @given(SIZES, st.sampled_from([0.0, 0.5, 0.99]), SEEDS, st.floats(0, 1, exclude_max=True))

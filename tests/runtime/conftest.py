@@ -19,9 +19,11 @@ LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """The event loops that a test runs on: processes take uvloop where there is one."""
-    both = item.path.name == "test_connection.py"
-    return LOOPS if both else {"asyncio": LOOPS["asyncio"]}
+    """The event loops that a test runs on: the product runs on uvloop, its connections on any."""
+    if item.path.name == "test_connection.py":
+        return LOOPS
+    name = "uvloop" if item.path.name == "test_client.py" else "asyncio"
+    return {name: LOOPS[name]}
 
 
 def chat(request_id: str, text: str = "hello", *, max_tokens: int | None = None, resumable: bool = False) -> StartChat:

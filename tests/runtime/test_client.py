@@ -1,6 +1,7 @@
 """Replies over real processes: numbered events, faults of every process, resuming, slow readers."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from mini_claude.errors import EngineDied, InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.connection import connect
-from mini_claude.runtime.messages import ReplyEvent, StartCompletion
+from mini_claude.runtime.messages import Codec, EngineReport, Publish, ReplyEvent, RequestServed, StartCompletion
+from mini_claude.runtime.model_slot import GONE_SECONDS
 from mini_claude.runtime.supervisor import WATCH_SECONDS
-from mini_claude.types import LoadOptions, ModelSource, ModelSpec, SamplingParams
+from mini_claude.types import EngineStats, LoadOptions, ModelSource, ModelSpec, SamplingParams
 from mini_claude.utils.config import Settings
 
 from .conftest import ECHO, chat, engine_pid, eventually, gone, supervisor_pid
@@ -120,6 +122,90 @@ async def test_without_lingering_a_supervisor_still_lives_as_long_as_its_worker(
     assert await supervisor_pid(runtime) == pid
     await runtime.aclose()
     await eventually(lambda: gone(pid))
+
+
+async def test_a_worker_that_comes_while_the_supervisor_ends_gets_the_next_one(
+    runtime: RuntimeClient, settings: Settings
+) -> None:
+    told, engine = await supervisor_pid(runtime), psutil.Process(await engine_pid(runtime))
+    engine.suspend()  # so that the supervisor has to wait for it
+    try:
+        await runtime.shutdown_supervisor()
+        connection = runtime._supervisor
+        assert connection is not None
+        await eventually(lambda: connection.ended_on_purpose)
+        connecting = asyncio.create_task(RuntimeClient.connect(settings))
+        await asyncio.wait([connecting], timeout=0.5)
+        assert not connecting.done()
+        assert not gone(told)
+    finally:
+        engine.resume()
+    newcomer = await connecting
+    assert gone(told)
+    assert await read(await newcomer.start(ECHO, OPTIONS, chat("r", "hello"))) == "hello"
+    await newcomer.shutdown_supervisor()
+    await newcomer.aclose()
+
+
+async def test_a_line_that_was_cut_though_the_engine_lives_is_opened_anew(runtime: RuntimeClient) -> None:
+    pid = await engine_pid(runtime)
+    await (await runtime.start(ECHO, OPTIONS, chat("first", "first"))).aclose()
+    await runtime._engines["echo"].aclose()
+    async with asyncio.timeout(2 * GONE_SECONDS):
+        assert await read(await runtime.start(ECHO, OPTIONS, chat("next", "again"))) == "again"
+    assert await engine_pid(runtime) == pid
+
+
+async def test_an_engine_that_cannot_be_reached_is_said_to_be_so(
+    runtime: RuntimeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("mini_claude.runtime.engine_connection.connect", fail)
+    with pytest.raises(Unavailable, match="Too many open files"):
+        await runtime.start(ECHO, OPTIONS, chat("r"))
+    monkeypatch.undo()
+    assert await read(await runtime.start(ECHO, OPTIONS, chat("r", "again"))) == "again"
+
+
+async def test_a_report_for_somebody_who_has_just_left_disturbs_no_reply(runtime: RuntimeClient) -> None:
+    reply = await runtime.start(ECHO, OPTIONS, chat("r", "fine"))
+    engine = runtime._engines["echo"]
+    assert engine._connection is not None
+    asking = asyncio.create_task(engine.report())
+    await asyncio.sleep(0)
+    (number,) = engine._reports
+    asking.cancel()
+    engine._reports[number].cancel()
+    engine._receive(engine._connection, Codec.encode(EngineReport(number, EngineStats())))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert await read(reply) == "fine"
+
+
+async def test_facts_go_together_and_before_whatever_is_asked_next(
+    runtime: RuntimeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = runtime._supervisor
+    assert supervisor is not None
+    posted: list[object] = []
+    post = supervisor.post
+
+    def noted(body: Publish) -> None:
+        posted.append(body)
+        post(body)
+
+    monkeypatch.setattr(supervisor, "post", noted)
+    facts = [RequestServed("GET", f"/route/{number}", 200, 0.1) for number in range(3)]
+    runtime.publish(facts[0], facts[1])
+    runtime.publish(facts[2])
+    assert posted == []
+    text = await runtime.metrics()
+    assert posted == [Publish(tuple(facts))]
+    assert all(f"/route/{number}" in text for number in range(3))
+    runtime.publish(facts[0])  # nobody asks for anything: it goes by itself
+    await eventually(lambda: len(posted) == 2)
 
 
 async def test_an_engine_that_keeps_crashing_is_left_alone_for_a_while(runtime: RuntimeClient) -> None:
@@ -264,10 +350,9 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from mini_claude.runtime.client import RuntimeClient
-from mini_claude.runtime.connection import connect
 from mini_claude.runtime.messages import StartChat
 from mini_claude.runtime.supervisor import WATCH_SECONDS
-from mini_claude.types import LoadOptions, Message, ModelSpec, SamplingParams
+from mini_claude.types import EngineStats, LoadOptions, Message, ModelSpec, SamplingParams
 from mini_claude.utils.config import Settings
 
 async def main() -> None:

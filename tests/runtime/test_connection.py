@@ -170,6 +170,56 @@ async def test_a_fault_in_what_takes_frames_ends_the_connection(address: str) ->
     await listener.aclose()
 
 
+async def test_sending_to_an_end_that_is_gone_is_dropped_also_while_its_last_burst_is_delivered(address: str) -> None:
+    heard, answers = Heard(), Heard()
+
+    def answer(connection: Connection, frame: bytes) -> None:
+        heard.frame(connection, frame)
+        connection.send(b"x" * 100_000)  # an error sooner or later, and the line is cut
+
+    listener = Listener(address, answer, answers.end)
+    await listener.open()
+    sender = socket.socket(socket.AF_UNIX)
+    await asyncio.to_thread(sender.connect, address)
+    await asyncio.to_thread(sender.sendall, framed(*[b"burst"] * 200))
+    sender.close()
+    await answers.until(lambda: answers.ends == 1)
+    assert set(heard.frames) == {b"burst"}
+    await listener.aclose()
+
+
+async def test_what_was_sent_last_is_read_though_the_reader_writes_meanwhile(address: str) -> None:
+    heard, answers = Heard(), Heard()
+    listener = Listener(address, heard.frame, heard.end)
+    await listener.open()
+
+    def write(connection: Connection, frame: bytes) -> None:
+        connection.send(b"one more question")
+        answers.frame(connection, frame)
+
+    connection = await connect(address, write, answers.end)
+    connection.send(b"hello")
+    await heard.until(lambda: bool(heard.frames))
+    last = [b"%d" % number for number in range(500)]
+    heard.connections[0].send(*last)
+    await listener.aclose()
+    await answers.until(lambda: answers.ends == 1)
+    assert answers.frames == last
+
+
+async def test_who_connects_while_the_listener_closes_is_cut_off(address: str) -> None:
+    heard, answers = Heard(), Heard()
+    listener = Listener(address, heard.frame, heard.end)
+    await listener.open()
+    connecting = [asyncio.create_task(connect(address, answers.frame, answers.end)) for _ in range(20)]
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await listener.aclose()
+        outcomes = await asyncio.gather(*connecting, return_exceptions=True)
+    assert all(isinstance(outcome, Connection | OSError) for outcome in outcomes)
+    await answers.until(lambda: answers.ends == sum(isinstance(outcome, Connection) for outcome in outcomes))
+
+
 async def test_a_closed_connection_says_nothing_more(address: str, heard: Heard) -> None:
     answers = Heard()
     connection = await connect(address, answers.frame, answers.end)

@@ -72,6 +72,7 @@ class Database:
             self._engine if self._sqlite else self._engine.execution_options(isolation_level="REPEATABLE READ")
         )
         self._watcher: sqlite3.Connection | None = None  # of `version`, made with its first call
+        self._watched = (0, 0)  # device and inode of the file that it has open
         self._watcher_lock = threading.Lock()
         # SQLite has one writer at a time anyway: our own threads queue here in order instead of polling its lock.
         # In memory all threads share one connection, so that readers have to queue too.
@@ -169,25 +170,34 @@ class Database:
                 session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ALONE})
             yield session
 
-    def version(self) -> int | None:
-        """A number that is another one once anybody, in whatever process, has changed anything; None: not known here.
+    def version(self) -> tuple[int, ...] | None:
+        """Something that is another one once anybody, in whatever process, has changed anything; None: not known here.
 
-        Takes microseconds and waits for nobody, so that async code may call it. Two numbers tell only whether they are
+        Takes microseconds and waits for nobody, so that async code may call it. Two of them tell only whether they are
         the same.
         """
         if self.file is None:
             return None
         with self._watcher_lock:
             try:
-                if self._watcher is None:
+                status = self.file.stat()
+                file = (status.st_dev, status.st_ino)
+                if self._watcher is None or self._watched != file:  # another one may lie in its place
+                    self._stop_watching()
                     address = f"{self.file.resolve().as_uri()}?mode=rw"
                     self._watcher = sqlite3.connect(address, timeout=0.0, uri=True, check_same_thread=False)
+                    self._watched = file
                 # https://www.sqlite.org/pragma.html#pragma_data_version: of commits by other connections, and this one
                 # makes none.
                 (version,) = self._watcher.execute("PRAGMA data_version").fetchone()
-            except sqlite3.Error:  # locked for the moment, gone, damaged: whoever reads next will tell
+            except (OSError, sqlite3.Error):  # gone, damaged, locked for the moment: whoever reads next will tell
                 return None
-        return int(version)
+            return (*self._watched, int(version))
+
+    def _stop_watching(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
+            self._watcher = None
 
     def erase_deleted(self) -> bool:
         """Let nothing of what was deleted be left in an SQLite file; PostgreSQL's own vacuum does that there.
@@ -219,9 +229,7 @@ class Database:
         """Close all connections; with a database in memory its contents end here."""
         self._engine.dispose()
         with self._watcher_lock:
-            if self._watcher is not None:
-                self._watcher.close()
-                self._watcher = None
+            self._stop_watching()
 
 
 def mark_for_erasing(session: Session) -> None:

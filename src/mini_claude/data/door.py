@@ -21,7 +21,7 @@ class DoorRepository:
         with self._database.read() as session:
             return bool(session.scalar(_SHUT))
 
-    def version(self) -> int | None:
+    def version(self) -> tuple[int, ...] | None:
         """See `Database.version`."""
         return self._database.version()
 

@@ -151,7 +151,7 @@ class JobRepository:
             query = select(JobRow.id).where(JobRow.state.not_in(ENDED), _here(host)).limit(1)
             return session.scalar(query) is not None
 
-    def version(self) -> int | None:
+    def version(self) -> tuple[int, ...] | None:
         """See `Database.version`."""
         return self._database.version()
 

@@ -56,7 +56,7 @@ def largest_ids(values: Row, count: int) -> NDArray[np.intp]:
 
 
 def _threshold(values: Row, count: int) -> np.float32:
-    """What at least `count` values reach, and not many more.
+    """What at least `count` values reach, and mostly not many more.
 
     The largest of so many groups do; finding those is five times as fast as finding the exact one among all values.
     """

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -37,6 +37,9 @@ from mini_claude.types import (
 )
 
 log = structlog.get_logger(__name__)
+
+
+LEAST_LOGPROB: Final = -9999.0  # for what is impossible, as OpenAI's API says it: JSON knows no infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,9 +269,13 @@ class EngineCore:
     def _token_logprobs(self, sampled: SampledToken) -> tuple[TokenLogprob, ...] | None:
         if sampled.logprob is None:
             return None
-        top = tuple(TopLogprob(token_id, *self._name(token_id), logprob) for token_id, logprob in sampled.top)
-        return (TokenLogprob(sampled.token_id, *self._name(sampled.token_id), sampled.logprob, top),)
+        top = tuple(TopLogprob(token_id, *self._name(token_id), _shown(logprob)) for token_id, logprob in sampled.top)
+        return (TokenLogprob(sampled.token_id, *self._name(sampled.token_id), _shown(sampled.logprob), top),)
 
     def _name(self, token_id: int) -> tuple[str, bytes]:
         token_bytes = self._codec.token_bytes(token_id)
         return token_bytes.decode("utf-8", "replace"), token_bytes
+
+
+def _shown(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)

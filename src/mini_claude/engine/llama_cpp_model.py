@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from contextlib import closing
-from ctypes import POINTER, c_float, c_int8, c_int32, c_void_p
+from ctypes import c_float, c_void_p
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -23,11 +23,11 @@ import psutil
 from numpy.typing import NDArray
 
 from mini_claude.engine.array_sampler import ArraySampler
+from mini_claude.engine.llama_cpp_batch import BatchArrays
 from mini_claude.engine.llama_cpp_cache import MAX_CELLS, Layout, LlamaCppCache
 from mini_claude.engine.llama_cpp_library import (
     FLASH_ATTENTION,
     LOAD_WITHOUT_MAPPING,
-    Batch,
     LlamaCppError,
     LlamaCppLibrary,
     llama_cpp_library,
@@ -43,39 +43,6 @@ from mini_claude.utils.files import storage_errors
 MAX_NUM_SEQS: Final = 256  # LLAMA_MAX_SEQ
 
 WriteAdapter = Callable[[Path, Path], None]  # PEFT's folder, and the GGUF file that it is to become
-
-
-class _Tokens:
-    """The arrays behind a `Batch`, filled anew for each call."""
-
-    def __init__(self, capacity: int) -> None:
-        self.token_ids = np.zeros(capacity, np.int32)
-        self.positions = np.zeros(capacity, np.int32)
-        self.sequences = np.zeros(capacity, np.int32)
-        self.is_wanted = np.zeros(capacity, np.int8)
-        self._one_each = np.ones(capacity, np.int32)
-        places = range(self.sequences.ctypes.data, self.sequences.ctypes.data + 4 * capacity, 4)
-        self._each_sequence = (POINTER(c_int32) * capacity)(*(ctypes.cast(place, POINTER(c_int32)) for place in places))
-
-    def fill(self, token_ids: list[int], positions: list[int], sequences: list[int], is_wanted: list[bool]) -> None:
-        """Of each token in turn what it is, where, in which row, and whether its logits are wanted."""
-        end = len(token_ids)  # each array at once: a slice of one costs a microsecond
-        self.token_ids[:end] = token_ids
-        self.positions[:end] = positions
-        self.sequences[:end] = sequences
-        self.is_wanted[:end] = is_wanted
-
-    def batch(self, num_tokens: int) -> Batch:
-        """The first `num_tokens` of them."""
-        return Batch(
-            num_tokens,
-            self.token_ids.ctypes.data_as(POINTER(c_int32)),
-            None,
-            self.positions.ctypes.data_as(POINTER(c_int32)),
-            self._one_each.ctypes.data_as(POINTER(c_int32)),
-            self._each_sequence,
-            self.is_wanted.ctypes.data_as(POINTER(c_int8)),
-        )
 
 
 class AdapterFile:
@@ -108,7 +75,7 @@ class LlamaCppModel:
         self._vocab_size = vocab_size
         self._options = options
         self._sampler = ArraySampler()
-        self._tokens = _Tokens(options.max_num_batched_tokens)
+        self._arrays = BatchArrays(options.max_num_batched_tokens)
         self._name = str(gguf_file)
         _check_memory(gguf_file, options.kv_cache_tokens)
         with self._library.telling(self._name):
@@ -202,11 +169,10 @@ class LlamaCppModel:
             sequences += [row] * chunk.num_tokens
             is_wanted += [False] * (chunk.num_tokens - 1)
             is_wanted.append(chunk.completes)
-        num_tokens = len(token_ids)
-        self._tokens.fill(token_ids, positions, sequences, is_wanted)
-        code = self._library.decode(self._cache.context, self._tokens.batch(num_tokens))
+        batch = self._arrays.fill(token_ids, positions, sequences, is_wanted)
+        code = self._library.decode(self._cache.context, batch)
         if code != 0:
-            raise RuntimeError(f"llama_decode returned {code} for {num_tokens} tokens of {len(chunks)} sequences")
+            raise RuntimeError(f"llama_decode returned {code} for {len(token_ids)} tokens of {len(chunks)} sequences")
         if not num_completing:
             return np.empty((0, self._vocab_size), np.float32)
         logits = np.ctypeslib.as_array(self._library.get_logits(self._cache.context), (num_completing, self._row_size))

@@ -58,8 +58,8 @@ class RuntimeClient:
         self._engine_lock = asyncio.Lock()
         self._engines: dict[str, EngineConnection] = {}  # by model, the newest
         self._open: set[EngineConnection] = set()  # also those of processes that are being replaced
-        self._facts: list[Fact] = []  # to be published, and when
-        self._facts_timer: asyncio.TimerHandle
+        self._facts: list[Fact] = []  # to be published, at the latest when the timer says
+        self._facts_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     @classmethod
@@ -120,7 +120,8 @@ class RuntimeClient:
 
     def _send_facts(self) -> None:
         facts, self._facts = self._facts, []
-        self._facts_timer.cancel()
+        if self._facts_timer is not None:
+            self._facts_timer.cancel()
         if self._supervisor is not None:
             self._supervisor.post(Publish(tuple(facts)))
 
@@ -162,7 +163,11 @@ class RuntimeClient:
         async with self._supervisor_lock:
             self._require_open()
             if self._supervisor is None or self._supervisor.closed:
-                self._supervisor = await connect_supervisor(self._settings, self._identity, self._role)
+                supervisor = await connect_supervisor(self._settings, self._identity, self._role)
+                if self._closed:
+                    await supervisor.aclose()
+                self._require_open()
+                self._supervisor = supervisor
                 if self._role == "worker":  # the page ends with its supervisor
                     keeper = asyncio.create_task(self._keep_supervisor(self._supervisor))
                     self._keepers.add(keeper)
@@ -189,7 +194,7 @@ class RuntimeClient:
         address = (await self._acquire(spec, options, gone=engine.address if engine else None)).address
         async with self._engine_lock:
             engine = self._engines.get(spec.name)  # another request may have connected meanwhile
-            if engine is None or engine.address != address:
+            if engine is None or engine.closed or engine.address != address:
                 self._require_open()
                 engine = await EngineConnection.open(spec.name, address)
                 self._engines[spec.name] = engine

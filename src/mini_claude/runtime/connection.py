@@ -27,7 +27,7 @@ class Connection(asyncio.Protocol):
     """One end. Made by `connect` and `Listener`.
 
     `on_frame` is given every frame that comes, in order. `on_closed` is called once, after the last frame, when the
-    other end is gone or `close` was called.
+    other end is gone or this one was closed.
     """
 
     def __init__(self, on_frame: OnFrame, on_closed: OnClosed) -> None:
@@ -37,11 +37,12 @@ class Connection(asyncio.Protocol):
         self._unread = bytearray()
         self._next_turn: asyncio.Handle | None = None  # in which more of `_unread` is delivered; no reading until then
         self._paused = False
-        self._lost = asyncio.Event()  # the other end is gone, or all that was sent before `close` is written
+        self._transport: asyncio.Transport | None = None  # from `connection_made` on
+        self._lost = asyncio.Event()  # the line is cut: nothing can be sent, and what came may still be undelivered
 
     def send(self, *frames: bytes) -> None:
         """Queue frames; those to a closed connection are dropped, `on_closed` has told the callers."""
-        if not self.closed:
+        if not self.closed and not self._lost.is_set() and self._transport is not None:
             self._transport.write(b"".join([part for frame in frames for part in (_length(frame), frame)]))
 
     def close(self) -> None:
@@ -49,12 +50,23 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
         self._on_closed(self)
 
     async def aclose(self) -> None:
-        """The same, and wait until what was sent has gone, for LINGER_SECONDS at most."""
-        self.close()
+        """Take no more frames, and wait until the other end has read what was sent, for LINGER_SECONDS at most.
+
+        Until then the other end may write: an error there would throw away what it has not read yet.
+        """
+        if self._transport is None or self.closed or self._lost.is_set():
+            self.close()
+            return
+        self.closed = True
+        self._transport.write_eof()
+        if self._paused:
+            self._transport.resume_reading()
+        self._on_closed(self)
         try:
             await asyncio.wait_for(self._lost.wait(), LINGER_SECONDS)
         except TimeoutError:
@@ -65,9 +77,13 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The line is open."""
         self._transport = cast(asyncio.Transport, transport)
+        if self.closed:
+            self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes are there."""
+        if self.closed:
+            return
         self._unread += data
         if self._next_turn is None:
             self._deliver()
@@ -97,7 +113,7 @@ class Connection(asyncio.Protocol):
         if self._lost.is_set():
             if self._next_turn is None:
                 self.close()
-        elif not self.closed and self._paused != (self._next_turn is not None):
+        elif self._transport is not None and not self.closed and self._paused != (self._next_turn is not None):
             self._paused = not self._paused
             (self._transport.pause_reading if self._paused else self._transport.resume_reading)()
 
@@ -121,6 +137,7 @@ class Listener:
         self._on_closed = on_closed
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
+        self._stopped = False
 
     async def open(self) -> None:
         """From here on it can be connected to. A socket that a dead process left there is replaced."""
@@ -132,13 +149,17 @@ class Listener:
         await asyncio.gather(*(connection.aclose() for connection in list(self._connections)))
 
     def _stop(self) -> None:
+        self._stopped = True
         if self._server is not None:
             self._server.close()
         Path(self._path).unlink(missing_ok=True)
 
     def _accept(self) -> Connection:
         connection = Connection(self._on_frame, self._left)
-        self._connections.add(connection)
+        if self._stopped:  # it was on its way
+            connection.close()
+        else:
+            self._connections.add(connection)
         return connection
 
     def _left(self, connection: Connection) -> None:

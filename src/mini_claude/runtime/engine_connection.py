@@ -1,7 +1,6 @@
 """A worker's line to one engine process, and the replies that flow on it."""
 
 import asyncio
-import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -101,10 +100,16 @@ class EngineConnection:
 
     @classmethod
     async def open(cls, model: str, address: str) -> Self:
-        """A line to the process that listens there, closed where none does."""
+        """A line to the process that listens there, closed where none does. Raises `Unavailable`."""
         engine = cls(model, address)
-        with contextlib.suppress(OSError):  # it has just ended
+        try:
             engine._connection = await connect(address, engine._receive, engine._closed)
+        except (FileNotFoundError, ConnectionError):  # it has just ended
+            return engine
+        except OSError as error:  # too many open files, say
+            raise Unavailable(
+                f"The process that runs {model!r} cannot be reached: {error.strerror}.", retry_after=5.0
+            ) from error
         return engine
 
     @property
@@ -130,8 +135,8 @@ class EngineConnection:
         if self.closed:
             raise self._died()
         self._replies[reply.request_id].append(reply)
-        self.send(message)
         try:
+            self.send(message)
             reply.accepted = await reply.acceptance
         except BaseException:
             self.forget(reply)  # also when the caller was cancelled: the engine must not go on alone
@@ -171,8 +176,9 @@ class EngineConnection:
     def _receive(self, _connection: Connection, frame: bytes) -> None:
         message = Codec.decode_engine_outbound(frame)
         if isinstance(message, EngineReport):
-            if message.request_id in self._reports:
-                self._reports[message.request_id].set_result(message)
+            report = self._reports.get(message.request_id)
+            if report is not None and not report.done():
+                report.set_result(message)
             return
         for reply in list(self._replies.get(message.request_id, ())):
             match message:

@@ -9,12 +9,12 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
 
 import msgspec
+import uvloop
 
 from mini_claude.errors import InternalError, InvalidRequest, MiniClaudeError, NotFound, Unavailable
-from mini_claude.runtime.connection import Connection, Listener, connect
+from mini_claude.runtime.connection import Connection, Listener
 from mini_claude.runtime.launches import EngineLaunch
 from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.runtime.loaded_model import LoadedModel, open_model
@@ -30,17 +30,15 @@ from mini_claude.runtime.messages import (
     EngineOutbound,
     EngineReady,
     EngineReport,
-    Envelope,
     Failed,
     GetEngineStats,
     StartChat,
     StartCompletion,
-    SupervisorInbound,
 )
 from mini_claude.runtime.preparation import prepare
 from mini_claude.runtime.reply_log import ReplyLog
+from mini_claude.runtime.supervisor_line import SupervisorLine
 from mini_claude.types import GenerationRequest, GpuMemory
-from mini_claude.utils import event_loop
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -73,11 +71,12 @@ class EngineServer:
         """Take no new requests; `run` returns when the running ones have ended or the deadline has passed."""
         self._draining.set()
 
-    async def run(self, tell: "SupervisorLine") -> None:
+    async def run(self, tell: SupervisorLine) -> None:
         """Serve until drained."""
         heartbeat = asyncio.create_task(self._heartbeat(tell))
         drained = asyncio.create_task(self._draining.wait())
         await asyncio.wait([heartbeat, drained], return_when=asyncio.FIRST_COMPLETED)
+        self._draining.set()  # also where the heartbeat broke
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=self._settings.shutdown_seconds)
         ending = Unavailable(
@@ -225,7 +224,7 @@ class EngineServer:
 
     # --- the supervisor ---
 
-    async def _heartbeat(self, tell: "SupervisorLine") -> None:
+    async def _heartbeat(self, tell: SupervisorLine) -> None:
         while True:
             stats = self._engine.stats()
             busy = bool(self._tasks)
@@ -239,27 +238,6 @@ class EngineServer:
         from mini_claude.utils.model_utils import gpu_memory
 
         return gpu_memory()
-
-
-class SupervisorLine:
-    """One-way reports to the supervisor."""
-
-    def __init__(self, connection: Connection) -> None:
-        """Made by `open`."""
-        self._connection = connection
-
-    @classmethod
-    async def open(cls, address: str) -> Self:
-        """Raises `OSError` where no supervisor listens."""
-        return cls(await connect(address, lambda _connection, _frame: None, lambda _connection: None))
-
-    def __call__(self, message: SupervisorInbound) -> None:
-        """Send without waiting."""
-        self._connection.send(Codec.encode(Envelope(0, message)))
-
-    async def aclose(self) -> None:
-        """Flush and close."""
-        await self._connection.aclose()
 
 
 async def serve(launch: EngineLaunch, settings: Settings) -> None:
@@ -295,7 +273,7 @@ def main() -> None:
     end_with_parent(lambda: os._exit(1))
     settings = Settings.model_validate(launch.settings)
     configure_logging(settings, f"engine-{launch.spec.name}")
-    event_loop.run(serve(launch, settings))
+    uvloop.run(serve(launch, settings))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class JobQueue:
         self._host = host
         self._starting: dict[str, asyncio.subprocess.Process] = {}  # by token
         self._deadlines: dict[str, float] = {}  # by token: when a trainer that said nothing counts as dead
-        self._seen: int | None = None  # the version of the database that was looked at last
+        self._seen: tuple[int, ...] | None = None  # the version of the database that was looked at last
         self.busy = False  # a job waits or runs: the supervisor has a reason to live
 
     @classmethod

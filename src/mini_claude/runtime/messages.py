@@ -2,7 +2,8 @@
 
 Two conversations use this file. API workers talk to the supervisor (which model is where, load, unload, status)
 and, for tokens, straight to the engine process that the supervisor named. Nothing here can execute: msgpack holds
-values only, and a frame that does not decode into one of these types is dropped and logged.
+values only. A frame that does not decode into one of these types is logged; from a worker it is dropped, to a worker it
+ends the line.
 """
 
 from typing import ClassVar, Literal

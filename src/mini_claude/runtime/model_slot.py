@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ from mini_claude.types import LoadOptions, ModelInfo, ModelSpec, ModelState
 from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)
+
+GONE_SECONDS = 3.0  # for a process whose line to a worker was cut to have ended
 
 
 class ModelSlot:
@@ -53,7 +56,8 @@ class ModelSlot:
         Raises `ModelLoadError` and its kin, or `Unavailable` while the circuit breaker is open.
         """
         if self.serving is not None and self.serving.launch.address == gone:
-            await self.serving.exited.wait()
+            with contextlib.suppress(TimeoutError):  # it lives: only its line to the caller was cut
+                await asyncio.wait_for(self.serving.exited.wait(), GONE_SECONDS)
         if not exact and self.serving is not None and not self.serving.exited.is_set():
             return self.serving  # also while another copy is being loaded, which may fail
         load = self._load_task

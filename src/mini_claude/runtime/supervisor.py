@@ -15,6 +15,7 @@ import time
 from typing import IO, Any
 
 import msgspec
+import uvloop
 
 from mini_claude.errors import InternalError, MiniClaudeError, NotFound, Unavailable
 from mini_claude.runtime import sockets
@@ -53,7 +54,6 @@ from mini_claude.runtime.model_slot import ModelSlot
 from mini_claude.runtime.page_process import PageProcess
 from mini_claude.runtime.retention import Retention
 from mini_claude.types import GpuMemory, LoadOptions, ModelSpec
-from mini_claude.utils import event_loop
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 
@@ -109,6 +109,7 @@ class Supervisor:
             tasks.append(asyncio.create_task(self._retention.run()))
         ended = asyncio.create_task(self._ending.wait())
         done, _ = await asyncio.wait([*tasks, ended], return_when=asyncio.FIRST_COMPLETED)
+        self._ending.set()  # also where a loop of ours broke
         for task in tasks:
             task.cancel()
         for line in self._lines:
@@ -129,6 +130,8 @@ class Supervisor:
         if isinstance(envelope.body, Publish):  # what comes with every request, and waits for nothing
             self._record(envelope.body.facts)
             return
+        if isinstance(envelope.body, Hello) and self._ending.is_set():
+            return  # no answer: the newcomer starts another supervisor once this line is cut
         call = asyncio.create_task(self._serve(line, envelope))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
@@ -281,7 +284,7 @@ def main() -> None:
         return
     configure_logging(settings, "supervisor")
     with lock:
-        event_loop.run(serve(settings))
+        uvloop.run(serve(settings))
 
 
 if __name__ == "__main__":

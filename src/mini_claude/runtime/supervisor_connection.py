@@ -36,6 +36,7 @@ log = get_logger(__name__)
 
 HELLO_SECONDS = 30.0  # a supervisor takes about a second to start
 START_ATTEMPTS = 5
+FIRST_PAUSE_SECONDS = 0.2  # between them, doubled each time: one that is about to end needs a moment
 
 
 class SupervisorConnection:
@@ -62,7 +63,7 @@ class SupervisorConnection:
         return self._connection.closed
 
     async def wait_closed(self) -> None:
-        """Until the supervisor is gone, or `close` was called."""
+        """Until the supervisor is gone, or `aclose` was called."""
         await self._end.wait()
 
     async def call(self, body: SupervisorInbound) -> SupervisorOutbound:
@@ -115,7 +116,9 @@ async def connect_supervisor(
     Raises `Unavailable` when none can be started, with the last line of its log.
     """
     address = sockets.supervisor_address(settings.data_dir)
-    for _ in range(START_ATTEMPTS):
+    for attempt in range(START_ATTEMPTS):
+        if attempt:
+            await asyncio.sleep(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1))
         process = await asyncio.to_thread(_ensure_running, settings)
         try:
             async with asyncio.timeout(HELLO_SECONDS):

@@ -17,7 +17,7 @@ class Credentials:
         self._logins = logins
         self._door = door
         self._needed = False
-        self._seen: int | None = None  # the version of the database in which there was neither
+        self._seen: tuple[int, ...] | None = None  # the version of the database in which there was neither
 
     async def needed(self) -> bool:
         """Whether a key or a user was ever made, so that whoever asks has to say who they are."""

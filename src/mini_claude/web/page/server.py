@@ -9,6 +9,7 @@ from contextlib import suppress
 import gradio as gr
 import msgspec
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from mini_claude.runtime import sockets
@@ -16,7 +17,6 @@ from mini_claude.runtime.client import RuntimeClient
 from mini_claude.runtime.launches import PageLaunch
 from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.services.services import Services, open_services
-from mini_claude.utils import event_loop
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.page.layout import build_page
@@ -81,7 +81,7 @@ def main() -> None:
     configure_logging(settings, "page")
     shutil.rmtree(settings.page_files_dir, ignore_errors=True)  # of a page that was killed
     settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    event_loop.run(serve(settings))
+    uvloop.run(serve(settings))
 
 
 if __name__ == "__main__":
