@@ -137,9 +137,9 @@ def _follow(frames: Iterator[dict[str, Any]], content: str, started: Callable[[]
     return Told(content, text, ending, facts.get("session_id"), facts.get("reply_id"))
 
 
-def web_socket(url: str, content: str, started: Callable[[], object] = nothing) -> Told:
+def web_socket(url: str, content: str, started: Callable[[], object] = nothing, **fields: object) -> Told:
     """A new session's reply over a WebSocket."""
-    frame = {"type": "chat", "message": content, "max_tokens": len(content) + 10}
+    frame = {"type": "chat", "message": content, "max_tokens": len(content) + 10, **fields}
     try:
         return _follow(socket_frames(url, frame), content, started)
     except InvalidHandshake:

@@ -16,7 +16,7 @@ log = get_logger(__name__)
 LENGTH_BYTES: Final = 4
 MAX_FRAME_BYTES: Final = 2**30  # whoever announces more does not speak this language
 # A burst must not fill the queues of readers that are given no turn to empty them.
-FRAMES_PER_TURN: Final = 16
+FRAMES_PER_TURN: Final = 64
 LINGER_SECONDS: Final = 0.2  # at the end, for what was sent last
 
 OnFrame = Callable[["Connection", bytes], None]
