@@ -1,6 +1,7 @@
 """Histories: how turns are stored, branch, and become the context of the next reply."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -38,6 +39,17 @@ async def test_whoever_saw_the_last_event_finds_the_turn_stored_and_the_head_mov
             assert stored.turns[1].status == "done"
             assert stored.session.head_turn_id == reply.reply_id
     assert ended
+
+
+async def test_the_pace_of_a_reply_is_that_of_its_events_however_late_they_are_read(worker: Worker) -> None:
+    asked_at = time.perf_counter()
+    reply = await worker.chat.say(ALICE, says("hello"))
+    assert reply._running is not None
+    await reply._running.task
+    ended_at = time.perf_counter()
+    await texts(reply)
+    assert reply.pace is not None
+    assert asked_at <= reply.pace.first_at <= reply.pace.last_at <= ended_at
 
 
 async def test_editing_a_user_turn_branches_and_keeps_the_old_branch(worker: Worker) -> None:

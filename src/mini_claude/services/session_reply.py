@@ -6,8 +6,9 @@ stored turn: a reply that ended long ago is listened to in the same way.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, cast
 
 from mini_claude.data.records import ReplyEnding, Turn
@@ -67,6 +68,14 @@ def stored_record(turn: Turn) -> ReplyRecord:
     return record
 
 
+@dataclass(slots=True)
+class Pace:
+    """When a reply's first and its last event so far came, by `time.perf_counter()`, whoever read them when."""
+
+    first_at: float
+    last_at: float
+
+
 class RunningReply:
     """Records a reply to its end, stores how it ended, and only then shows the end to the listeners.
 
@@ -76,6 +85,7 @@ class RunningReply:
     def __init__(self, stream: ReplyStream, turn: Turn, save: Save) -> None:
         self.turn = turn
         self.record = ReplyRecord()
+        self.pace: Pace | None = None  # until the first event
         self._stream = stream
         self._save = save
         self._reader: SessionReply | None = None  # the listener without whom the reply is pointless
@@ -123,6 +133,8 @@ class RunningReply:
 
     async def _record_until_last(self) -> ReplyEvent:
         async for event in self._stream:
+            now = time.perf_counter()
+            self.pace = Pace(now if self.pace is None else self.pace.first_at, now)
             if event.delta.finish_reason is not None:
                 return event
             self.record.append(event)
@@ -178,6 +190,11 @@ class SessionReply:
         self._record = record
         self._running = running
         self._needed = needed
+
+    @property
+    def pace(self) -> Pace | None:
+        """None before the first event, and for a reply that is not being written here."""
+        return None if self._running is None else self._running.pace
 
     def __aiter__(self) -> AsyncIterator[ReplyEvent]:
         return self

@@ -1,6 +1,7 @@
 """The chat's events: what each button does to a conversation."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -122,8 +123,9 @@ class ChatTab:
             parent_id=parent_id,
             resumable=True,
         )
+        asked_at = time.perf_counter()
         reply = await self._services.chat.say(caller, turn)
-        async for update in self.view.follow(caller, reply, query, self._screens.turn(request)):
+        async for update in self.view.follow(caller, reply, query, self._screens.turn(request), asked_at=asked_at):
             yield update
 
     @event

@@ -146,20 +146,20 @@ class ChatView:
         query: str,
         still_shown: StillShown,
         look: Look | None = None,
+        asked_at: float | None = None,
     ) -> AsyncIterator[Update]:
         """The conversation while a reply is being written, then as it ended; nothing more once the page shows another.
 
-        `look`: the conversation as it is now, where the caller knows it.
+        `look`: the conversation as it is now, where the caller knows it. `asked_at`: when somebody asked, by
+        `time.perf_counter()`; then the speed is told too.
         """
         look = look or await self.look(caller, reply.session_id, query)
         yield {**look.update, self.say: gr.Textbox("", **STOP)}
         before = messages_of(look.path[:-1], look.corrections)
-        text, num_tokens, started = "", 0, time.perf_counter()
-        shown_at = started  # the first frame comes later too: Gradio's page loses what comes at once
-        first_at: float | None = None
+        text, num_tokens = "", 0
+        shown_at = time.perf_counter()  # the first frame comes later too: Gradio's page loses what comes at once
         async for piece in reply:
             now = time.perf_counter()
-            first_at = now if first_at is None else first_at
             text += piece.delta.text
             num_tokens += len(piece.delta.token_ids)
             if not still_shown():
@@ -167,11 +167,11 @@ class ChatView:
             if now - shown_at >= FRAME_SECONDS:
                 shown_at = now
                 yield {self.chatbot: [*before, message_of(text)]}
-        ended = time.perf_counter()
         look = await self.look(caller, reply.session_id, query)
         if not still_shown():
             return
-        if first_at is not None and num_tokens > 1 and ended > first_at:
-            speed = Speed(first_at - started, num_tokens / (ended - first_at))
+        pace = reply.pace
+        if asked_at is not None and pace is not None and num_tokens > 1 and pace.last_at > pace.first_at:
+            speed = Speed(pace.first_at - asked_at, (num_tokens - 1) / (pace.last_at - pace.first_at))
             look.update[self.facts] = facts_of(look.path, look.context_lengths, speed)
         yield look.update

@@ -9,9 +9,9 @@ from mini_claude.data.records import Turn
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What somebody measured who watched an answer being written."""
+    """How fast an answer was written, as it came from the engine."""
 
-    first_seconds: float  # until the first token
+    first_seconds: float  # from the question to the first token
     tokens_per_second: float  # from then on
 
 
