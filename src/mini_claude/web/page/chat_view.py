@@ -151,7 +151,7 @@ class ChatView:
         """The conversation while a reply is being written, then as it ended; nothing more once the page shows another.
 
         `look`: the conversation as it is now, where the caller knows it. `asked_at`: when somebody asked, by
-        `time.perf_counter()`; then the speed is told too.
+        `time.perf_counter()`; then it is told how long the first token took.
         """
         look = look or await self.look(caller, reply.session_id, query)
         yield {**look.update, self.say: gr.Textbox("", **STOP)}
@@ -171,7 +171,8 @@ class ChatView:
         if not still_shown():
             return
         pace = reply.pace
-        if asked_at is not None and pace is not None and num_tokens > 1 and pace.last_at > pace.first_at:
-            speed = Speed(pace.first_at - asked_at, (num_tokens - 1) / (pace.last_at - pace.first_at))
+        if pace is not None and num_tokens > 1 and pace.last_at > pace.first_at:
+            first_seconds = None if asked_at is None else pace.first_at - asked_at
+            speed = Speed(first_seconds, (num_tokens - 1) / (pace.last_at - pace.first_at))
             look.update[self.facts] = facts_of(look.path, look.context_lengths, speed)
         yield look.update

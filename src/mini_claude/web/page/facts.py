@@ -11,7 +11,7 @@ from mini_claude.data.records import Turn
 class Speed:
     """How fast an answer was written, as it came from the engine."""
 
-    first_seconds: float  # from the question to the first token
+    first_seconds: float | None  # from the question to the first token, where that is known
     tokens_per_second: float  # from then on
 
 
@@ -26,7 +26,8 @@ def facts_of(path: Sequence[Turn], context_lengths: Mapping[str, int | None], sp
     else:
         parts.append(f"{usage.completion_tokens} tokens")
     if speed is not None:
-        parts.append(f"{speed.tokens_per_second:.0f} tokens/s, first after {speed.first_seconds * 1000:.0f} ms")
+        first = "" if speed.first_seconds is None else f", first after {speed.first_seconds * 1000:.0f} ms"
+        parts.append(f"{speed.tokens_per_second:.0f} tokens/s{first}")
     if usage.cached_tokens:
         parts.append(f"{usage.cached_tokens} of {usage.prompt_tokens} prompt tokens were known already")
     if length := context_lengths.get(turn.model or ""):

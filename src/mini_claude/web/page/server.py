@@ -1,5 +1,6 @@
 """The page's process: services of its own over the same data, Gradio on a Unix socket for the API workers."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -9,7 +10,6 @@ from contextlib import suppress
 import gradio as gr
 import msgspec
 import uvicorn
-import uvloop
 from fastapi import FastAPI
 
 from mini_claude.runtime import sockets
@@ -81,7 +81,8 @@ def main() -> None:
     configure_logging(settings, "page")
     shutil.rmtree(settings.page_files_dir, ignore_errors=True)  # of a page that was killed
     settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    uvloop.run(serve(settings))
+    # Not on uvloop: with it an answer once failed to appear, and Gradio's page loses updates that come at once.
+    asyncio.run(serve(settings))
 
 
 if __name__ == "__main__":
