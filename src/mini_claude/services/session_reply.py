@@ -134,7 +134,9 @@ class RunningReply:
     async def _record_until_last(self) -> ReplyEvent:
         async for event in self._stream:
             now = time.perf_counter()
-            self.pace = Pace(now if self.pace is None else self.pace.first_at, now)
+            if self.pace is None:
+                self.pace = Pace(now, now)
+            self.pace.last_at = now
             if event.delta.finish_reason is not None:
                 return event
             self.record.append(event)

@@ -19,7 +19,7 @@ from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.types import FinishReason, TokenLogprob, Usage
 
 T = TypeVar("T")
-_to_json = msgspec.json.Encoder().encode  # four times as fast as the standard library's
+_to_json = msgspec.json.Encoder().encode  # six times as fast as the standard library's
 _to_ascii = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 PING: Final = b": ping\n\n"
 MERGE_QUEUE: Final = 64  # events between the replies of one request and their client
