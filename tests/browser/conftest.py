@@ -29,7 +29,7 @@ FRAMES_LATER = (
 def open_settings(page: Page, accordion: str) -> None:
     """Opens the accordion that the selector names, and waits until its fields can be filled."""
     page.click(f"{accordion} > button")
-    expect(page.locator(f"{accordion} input").last).to_be_visible()
+    expect(page.locator(accordion).locator("input, textarea").last).to_be_visible()
     page.evaluate(FRAMES_LATER)
 
 

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.alone]
 
 SHORT = "Name the capital of France."
 LONG = "Write a very long story about a dragon and a knight, in ten chapters."
+TITLE = "#session-title textarea, #session-title input"
 PASSWORD = "correct horse battery staple"
 LEAVING = ("AbortError", "Connection errored out")  # what Gradio says of itself when a page is left
 Shoot = Callable[[Page, str], None]
@@ -154,8 +155,9 @@ def test_conversations_are_found_renamed_opened_and_deleted(page: Page) -> None:
     expect(page.locator("#sessions button")).to_have_count(1)
     page.click("#sessions button")
     expect(page.locator("#chatbot")).to_contain_text("What is a zebra?")
-    page.click("#session-tools > button")
-    page.fill("#session-title textarea, #session-title input", "About stripes")
+    open_settings(page, "#session-tools")
+    expect(page.locator(TITLE)).to_have_value("What is a zebra?")
+    page.fill(TITLE, "About stripes")
     page.get_by_role("button", name="Rename").click()
     expect(page.locator("#sessions button[aria-current=true]")).to_have_text("About stripes")
     page.get_by_role("button", name="Delete", exact=True).click()

@@ -19,6 +19,27 @@ def test_a_reply_is_written_only_while_its_page_shows_it() -> None:
     assert (second(), other()) == (False, True)
 
 
+def test_a_page_that_opens_gives_way_to_a_visitor_who_was_quicker() -> None:
+    screens = Screens()
+    opened = screens.opened(page("a"))
+    assert opened is not None
+    assert opened()
+    asked = screens.turn(page("b"))
+    assert screens.opened(page("b")) is None
+    assert asked()
+
+
+def test_a_new_chat_gives_way_to_the_first_question_in_it_and_to_no_other() -> None:
+    screens = Screens()
+    before = screens.turn(page("a"), "first chat")
+    emptied = screens.emptied(page("a"), "second chat")
+    assert emptied is not None
+    assert (before(), emptied()) == (False, True)
+    asked = screens.turn(page("a"), "second chat")
+    assert screens.emptied(page("a"), "second chat") is None
+    assert asked()
+
+
 def test_enter_pressed_twice_is_one_question() -> None:
     screens = Screens()
     with screens.asking(page("a"), "hello") as first:

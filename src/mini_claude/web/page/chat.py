@@ -25,8 +25,14 @@ _CLOSE_SIDEBAR: Final = """() => {
   if (window.innerWidth < 768) document.querySelector("#sidebar button.toggle-button")?.click();
 }"""
 # In the browser, at once: what is typed right after it belongs to the new chat.
-_EMPTY: Final = f"[{{session: null, turns: []}}, [], {json.dumps({'__type__': 'update', **SEND})}]"
-_EMPTY_CHAT: Final = f"(here) => {{ window.leftSession = here.session; return {_EMPTY}; }}"
+_EMPTY: Final = (
+    f"[{{session: null, turns: [], chat: window.newChat}}, [], {json.dumps({'__type__': 'update', **SEND})}]"
+)
+_EMPTY_CHAT: Final = f"""(here) => {{
+  window.leftSession = here.session;
+  window.newChat = Math.random().toString(36);
+  return {_EMPTY};
+}}"""
 # What the reply from before had sent when it was called off can arrive after that, and shows the conversation before.
 _EMPTY_AGAIN: Final = f"""(here) => [null, window.leftSession].includes(here.session)
   ? {_EMPTY} : Array(3).fill({{__type__: "update"}})"""
@@ -54,7 +60,7 @@ class ChatTab:
         chat = [view.here, view.chatbot, view.say]
         emptied = new.click(None, view.here, chat, js=_EMPTY_CHAT, **_QUIET)
         new.click(None, None, None, js=_CLOSE_SIDEBAR)
-        renewed = emptied.then(self._new, view.sessions.query, view.around, **_QUIET)
+        renewed = emptied.then(self._new, [view.here, view.sessions.query], view.around, **_QUIET)
         renewed.then(None, view.here, chat, js=_EMPTY_AGAIN, **_QUIET)
 
     def _wire(self) -> list[gr.events.Dependency]:
@@ -99,7 +105,7 @@ class ChatTab:
         parent = None if here["session"] is None else (turns[-1] if turns else "")
         with self._screens.asking(request, (here["session"], parent, text)) as is_new:
             if not is_new:
-                yield {self.view.facts: gr.skip()}
+                yield self.view.nothing
                 return
             async for update in self._answer(request, text, parent, here, query, settings):
                 yield update
@@ -125,7 +131,8 @@ class ChatTab:
         )
         asked_at = time.perf_counter()
         reply = await self._services.chat.say(caller, turn)
-        async for update in self.view.follow(caller, reply, query, self._screens.turn(request), asked_at=asked_at):
+        still_shown = self._screens.turn(request, here.get("chat"))
+        async for update in self.view.follow(caller, reply, query, still_shown, asked_at=asked_at):
             yield update
 
     @event
@@ -179,8 +186,12 @@ class ChatTab:
 
     @stream
     async def _restore(self, request: gr.Request, here: Here, query: str) -> AsyncIterator[Update]:
+        still_shown = self._screens.opened(request)
+        if still_shown is None:
+            yield self.view.nothing
+            return
         try:
-            async for update in self._show(request, here.get("session"), query):
+            async for update in self.view.show(visitor(request), here.get("session"), query, still_shown):
                 yield update
         except NotFound:  # it was deleted, or is another visitor's
             yield await self._look(request, None, query)
@@ -194,10 +205,13 @@ class ChatTab:
         return self.view.show(visitor(request), session_id, query, self._screens.turn(request))
 
     @event
-    async def _new(self, request: gr.Request, query: str) -> Update:
-        """All that stands around an empty chat."""
-        update = await self._look(request, None, query)
-        return {block: update[block] for block in self.view.around}
+    async def _new(self, request: gr.Request, here: Here, query: str) -> Update:
+        """All that stands around an empty chat, unless somebody asked something in it already."""
+        still_shown = None if here["session"] is not None else self._screens.emptied(request, here.get("chat"))
+        if still_shown is None:
+            return self.view.nothing
+        update = (await self.view.look(visitor(request), None, query)).update
+        return {block: update[block] for block in self.view.around} if still_shown() else self.view.nothing
 
     @event
     async def _select_branch(self, request: gr.Request, leaf_id: str | None, here: Here, query: str) -> Update:

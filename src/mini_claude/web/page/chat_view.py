@@ -85,6 +85,8 @@ class ChatView:
             *(self.sessions.list, self.sessions.title, self.sessions.confirm, *self.sessions.tools),
         ]
         self.all: list[gr.blocks.Block] = [self.here, self.chatbot, self.say, *self.around]
+        # An event that gave no update at all would empty every component.
+        self.nothing: Update = {self.facts: gr.skip()}
 
     async def look(self, caller: Caller, session_id: str | None, query: str) -> Look:
         """The conversation, or none yet; `query` is what the list of conversations is searched for.
@@ -132,6 +134,9 @@ class ChatView:
     ) -> AsyncIterator[Update]:
         """The conversation, and on and on as its reply is written, where one is. Raises `NotFound`."""
         look = await self.look(caller, session_id, query)
+        if not still_shown():
+            yield self.nothing
+            return
         if look.running is None:
             yield look.update
             return
@@ -154,6 +159,9 @@ class ChatView:
         `time.perf_counter()`; then it is told how long the first token took.
         """
         look = look or await self.look(caller, reply.session_id, query)
+        if not still_shown():
+            yield self.nothing
+            return
         yield {**look.update, self.say: gr.Textbox("", **STOP)}
         before = messages_of(look.path[:-1], look.corrections)
         text, num_tokens = "", 0
