@@ -8,6 +8,7 @@ import pytest
 
 from mini_claude.engine.engine import Engine
 from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
+from mini_claude.engine.llama_cpp_library import llama_cpp_library
 from mini_claude.engine.torch_engine import TorchEngine
 from mini_claude.models.causal_lm import CausalLM
 from mini_claude.models.materialize import source_gguf
@@ -84,3 +85,18 @@ async def test_the_engines_agree_on_real_prompts(smollm2_folder: Path, tmp_path:
     assert statistics.fmean(_differences(greedy, found["q8_0"])) < 0.15
     pairs = [pair for prompt in PROMPTS for pair in zip(greedy[prompt], found["q8_0"][prompt], strict=True)]
     assert statistics.fmean(_likeliest(a) == _likeliest(b) for a, b in pairs) > 0.9
+
+
+@pytest.mark.real_model
+async def test_no_score_depends_on_the_threads_where_their_number_follows_the_load(
+    smollm2_folder: Path, tmp_path: Path
+) -> None:
+    model = CausalLM.from_folder("smollm2-135m", smollm2_folder)
+    GGUFTemplate(source_gguf(smollm2_folder)).write(smollm2_folder, None, tmp_path / "model", "q8_0")
+    replies = []
+    for num_threads in (1, 2):
+        options = LoadOptions(device="cpu", num_threads=num_threads)
+        engine = LlamaCppEngine(tmp_path / "model", model.codec, model.context_length, options)
+        replies.append(await _replies(engine, model))
+        await engine.close()
+    assert replies[0] == replies[1] or not llama_cpp_library().is_steady

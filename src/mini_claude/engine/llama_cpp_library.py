@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mini_claude.errors import ModelLoadError
-from mini_claude.models.native_llama_cpp import native_library
+from mini_claude.models.native_llama_cpp import has_kernels, native_library
 from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)
@@ -168,6 +168,7 @@ _PROTOTYPES: Final[Mapping[str, tuple[Any, ...]]] = {  # result, then arguments
     "llama_vocab_n_tokens": (c_int32, c_void_p),
     "llama_init_from_model": (c_void_p, c_void_p, ContextParams),
     "llama_free": (None, c_void_p),
+    "llama_set_n_threads": (None, c_void_p, c_int32, c_int32),
     "llama_get_memory": (c_void_p, c_void_p),
     "llama_memory_seq_rm": (c_bool, c_void_p, c_int32, c_int32, c_int32),
     "llama_state_seq_get_size_ext": (c_size_t, c_void_p, c_int32, c_uint32),
@@ -184,9 +185,13 @@ _PROTOTYPES: Final[Mapping[str, tuple[Any, ...]]] = {  # result, then arguments
 class LlamaCppLibrary:
     """The functions of llama.h by their names, without the `llama_` in front."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `ModelLoadError` for a library whose interface is another one."""
+    def __init__(self, path: Path, is_steady: bool = False) -> None:
+        """`is_steady`: what it computes does not depend, to the last bit, on how many threads do it.
+
+        Raises `ModelLoadError` for a library whose interface is another one.
+        """
         self.path = path
+        self.is_steady = is_steady
         try:
             library = ctypes.CDLL(str(path))
             for name, (result, *arguments) in _PROTOTYPES.items():
@@ -231,7 +236,7 @@ def llama_cpp_library(native: bool = True) -> LlamaCppLibrary:
     """The one of this process; `native`: the one compiled on this machine, if there is one. Raises `ModelLoadError`."""
     if native and (compiled := native_library()) is not None:
         log.info("llama_cpp.native", path=str(compiled))
-        return LlamaCppLibrary(compiled)
+        return LlamaCppLibrary(compiled, is_steady=has_kernels())
     package = importlib.util.find_spec("xllamacpp")
     folder = None if package is None or package.origin is None else Path(package.origin).parent
     names = ("*.so", "*.dylib", "*.pyd")

@@ -4,9 +4,7 @@ An adapter applies to all that is computed at once, so a step is as many calls a
 """
 
 import ctypes
-import os
 import shutil
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -34,6 +32,7 @@ from mini_claude.engine.llama_cpp_library import (
 )
 from mini_claude.engine.scheduler import ScheduledChunk
 from mini_claude.engine.sequence import SampledToken, Sequence
+from mini_claude.engine.spare_cores import SpareCores, allowed_cores
 from mini_claude.errors import InternalError, ModelLoadError, UnsupportedExport
 from mini_claude.models.gguf_array import GGUFArray
 from mini_claude.models.weight_files import read_gguf_header
@@ -76,6 +75,10 @@ class LlamaCppModel:
         self._options = options
         self._sampler = ArraySampler()
         self._arrays = BatchArrays(options.max_num_batched_tokens)
+        self._num_threads = options.num_threads or _num_cores()
+        self._spread_over = (self._num_threads, 1)  # and in which context, by their number
+        adapts = self._library.is_steady and not options.num_threads
+        self._spare_cores = SpareCores(self._num_threads) if adapts else None
         self._name = str(gguf_file)
         _check_memory(gguf_file, options.kv_cache_tokens)
         with self._library.telling(self._name):
@@ -169,6 +172,7 @@ class LlamaCppModel:
             sequences += [row] * chunk.num_tokens
             is_wanted += [False] * (chunk.num_tokens - 1)
             is_wanted.append(chunk.completes)
+        self._spread()
         batch = self._arrays.fill(token_ids, positions, sequences, is_wanted)
         code = self._library.decode(self._cache.context, batch)
         if code != 0:
@@ -192,6 +196,15 @@ class LlamaCppModel:
             raise RuntimeError(f"llama_set_adapters_lora returned {code} for {adapter}")
         self._applied = (adapter, self._cache.num_contexts)
 
+    def _spread(self) -> None:
+        """Over as many threads as there are cores that nobody else uses, where that changes nothing but the speed."""
+        if self._spare_cores is None:
+            return
+        spread_over = (self._spare_cores.num_threads, self._cache.num_contexts)
+        if spread_over != self._spread_over:
+            self._library.set_n_threads(self._cache.context, spread_over[0], spread_over[0])
+            self._spread_over = spread_over
+
     def _load(self, gguf_file: Path) -> int:
         params = self._library.model_default_params()
         params.n_gpu_layers = 0
@@ -207,7 +220,7 @@ class LlamaCppModel:
         params.n_ctx = layout.num_tokens * (1 if layout.is_shared else layout.num_rows)
         params.n_batch = params.n_ubatch = self._options.max_num_batched_tokens
         params.n_seq_max = params.n_outputs_max = layout.num_rows  # a step wants one output of each at the most
-        params.n_threads = params.n_threads_batch = self._options.num_threads or _num_cores()
+        params.n_threads = params.n_threads_batch = self._num_threads
         params.flash_attn_type = FLASH_ATTENTION
         params.kv_unified = layout.is_shared
         with self._library.telling(f"{self._name} with a cache of {params.n_ctx} tokens"):
@@ -260,7 +273,7 @@ def _check_memory(gguf_file: Path, num_cache_tokens: int) -> None:
 
 def _num_cores() -> int:
     """Physical ones, as far as this process may use them."""
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    allowed = len(allowed_cores())
     return min(psutil.cpu_count(logical=False) or allowed, allowed)
 
 

@@ -30,6 +30,7 @@ LIBRARY: Final = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
 _RECORD: Final = "made-for.json"
 _SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
 _NEWER: Final = ("avx512_vnni", "avx_vnni", "amx_int8")  # than the package's library knows
+_WITH_KERNELS: Final = ("avx512_vnni", "avx_vnni")  # what our kernels are written in (kernels/vectors.h)
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
 _INSERTIONS: Final = (  # into which file, before which line, what is put
@@ -84,6 +85,11 @@ def compiling_pays(folder: Path = NATIVE_FOLDER) -> bool:
 def faster_instructions() -> str:
     """Those of this processor that a library compiled here would use and the package's does not; "" for none."""
     return ", ".join(name for name in _NEWER if name in processor_flags())
+
+
+def has_kernels() -> bool:
+    """Whether a library compiled here computes by our kernels."""
+    return not set(_WITH_KERNELS).isdisjoint(processor_flags())
 
 
 def compile_llama_cpp(folder: Path = NATIVE_FOLDER) -> Path:
