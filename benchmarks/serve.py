@@ -1,12 +1,13 @@
 """Tokens per second, end to end: `mini-claude serve` over HTTP against llama.cpp and OpenVINO called directly.
 
-    python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32] [--sampled]
+    python benchmarks/serve.py [--rounds 3] [--types q8_0 q4_0] [--concurrencies 1 4 16 32] [--sampled] [--busy 0]
 
 Everybody answers the same questions with 100 tokens each, from the same GGUF file, greedily or, `--sampled`, with
 temperature 0.7 and top_p 0.9 (and what a peer does besides by itself: llama.cpp cuts to 40 candidates first). Ours is
 the whole product: a client in a process of its own streams from /v1/chat/completions. A peer is called by its own
 fastest interface, inside of its own process, with as many threads as there are questions. The contestants take turns;
-each is warmed up once at each concurrency. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the
+each is warmed up once at each concurrency. `--busy` starts so many programs beside them that compute all the time, as
+somebody's compiler does. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the
 time to the first token and between two.
 """
 
@@ -42,6 +43,18 @@ def batches(concurrency: int) -> list[list[str]]:
     """Questions to warm up with, and others to measure with: only the system prompt may come from a prefix cache."""
     texts = [f"Write a long story number {number} about a fox and a river." for number in range(2 * concurrency)]
     return [texts[:concurrency], texts[concurrency:]]
+
+
+@contextlib.contextmanager
+def busy_programs(number: int) -> Iterator[None]:
+    """So many that compute for ever."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 # Ours: a server and a client.
@@ -219,6 +232,7 @@ def main() -> None:
     parser.add_argument("--peer", nargs=2, metavar=("NAME", "GGUF"), help=argparse.SUPPRESS)
     parser.add_argument("--client", nargs=2, metavar=("ADDRESS", "CONCURRENCY"), help=argparse.SUPPRESS)
     parser.add_argument("--key", help=argparse.SUPPRESS)
+    parser.add_argument("--busy", type=int, default=0, help="programs beside them that compute all the time")
     parser.add_argument("--sampled", action="store_true", help="draw tokens instead of taking the most probable one")
     arguments = parser.parse_args()
     if arguments.peer:
@@ -243,13 +257,16 @@ def main() -> None:
         ours: dict[int, list[dict[str, Any]]] = {concurrency: [] for concurrency in arguments.concurrencies}
         peers: dict[str, list[dict[str, float]]] = {}
         for _ in range(arguments.rounds):
-            with server(folder, engine="llama_cpp", gguf_type=gguf_type) as address:
+            serving = server(folder, engine="llama_cpp", gguf_type=gguf_type)
+            with serving as address, busy_programs(arguments.busy):
                 for concurrency in arguments.concurrencies:
                     ours[concurrency].append(in_own_process(__file__, *flags, "--client", address, str(concurrency)))
             gguf = folder / f"{gguf_type}.gguf"
             files = {"llama.cpp": gguf} | ({"openvino": gguf} if importlib.util.find_spec("openvino_genai") else {})
             for name, gguf in files.items():
-                result = in_own_process(__file__, *flags, "--concurrencies", *concurrencies, "--peer", name, str(gguf))
+                command = [*flags, "--concurrencies", *concurrencies, "--peer", name, str(gguf)]
+                with busy_programs(arguments.busy):
+                    result = in_own_process(__file__, *command)
                 peers.setdefault(name, []).append(result)
         for name, results in peers.items():
             show(gguf_type, ours, results, name)

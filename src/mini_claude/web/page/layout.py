@@ -10,6 +10,7 @@ from mini_claude.web.page.compare import CompareTab
 from mini_claude.web.page.data import DataTab
 from mini_claude.web.page.default_panel import DefaultPanel
 from mini_claude.web.page.models import ModelsTab
+from mini_claude.web.page.open_pages import rest
 from mini_claude.web.page.system import SystemTab
 from mini_claude.web.page.theme import TITLE
 from mini_claude.web.page.train import TrainTab
@@ -17,8 +18,6 @@ from mini_claude.web.page.uploads import UploadsOnly
 from mini_claude.web.page.xray import XrayTab
 
 FILE_SECONDS = (3600, 86_400)  # how often what visitors uploaded and downloaded is looked at, and how old it may be
-EVENTS_SECONDS = 0.02  # how often events of visitors are looked for
-PROGRESS_SECONDS = 1.0  # and what they say of their progress: none of ours does
 
 # Gradio's sidebar measures the room beside it when the window changes, also while it is on a tab that hides it.
 _MEASURE_AGAIN = "() => requestAnimationFrame(() => window.dispatchEvent(new Event('resize')))"
@@ -54,9 +53,7 @@ def build_page(services: Services) -> gr.Blocks:
         models.start(page, tabs)
         system.start(page, tabs)
     page.queue(default_concurrency_limit=None, max_size=1000)
-    # Left as they are these loops of Gradio's take 5% of a core for ever, also while nobody looks at the page.
-    page._queue.sleep_when_free = EVENTS_SECONDS
-    page._queue.progress_update_sleep_when_free = PROGRESS_SECONDS
+    rest(page._queue)
     return page
 
 

@@ -20,6 +20,7 @@ from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
 from mini_claude.web.page.layout import build_page
+from mini_claude.web.page.open_pages import OpenPages
 from mini_claude.web.page.theme import CSS, HEAD, page_theme
 
 log = get_logger(__name__)
@@ -30,9 +31,10 @@ GRACE_SECONDS = 1  # for events under way; replies and jobs go on without us
 def create_page_app(services: Services) -> FastAPI:
     """The ASGI application that the workers forward to."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = build_page(services)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        build_page(services),
+        page,
         path="/",
         footer_links=[],
         run_history=False,
@@ -46,6 +48,7 @@ def create_page_app(services: Services) -> FastAPI:
         css=CSS,
         head=HEAD,
     )
+    mounted.add_middleware(OpenPages, queue=page._queue)
     return mounted
 
 
@@ -81,7 +84,6 @@ def main() -> None:
     configure_logging(settings, "page")
     shutil.rmtree(settings.page_files_dir, ignore_errors=True)  # of a page that was killed
     settings.page_files_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # Not on uvloop: with it an answer once failed to appear, and Gradio's page loses updates that come at once.
     asyncio.run(serve(settings))
 
 
