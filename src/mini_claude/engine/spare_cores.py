@@ -1,8 +1,8 @@
 """How many cores other programs leave to an engine.
 
 The threads of a matmul wait for each other some hundred times a token. One that shares its core with another busy
-program keeps all others waiting whenever it does not run: on two cores and beside one such program, two threads give a
-third to half of the tokens that one thread gives (benchmarks/RESULTS.md).
+program keeps all others waiting whenever it does not run: on two cores and beside one such program, two threads give
+0.4 to 0.6 of the tokens that one thread gives (benchmarks/RESULTS.md).
 """
 
 import math
