@@ -203,7 +203,7 @@ class LoadOptions:
     max_num_seqs: int = 32  # sequences decoded in one batch
     max_num_batched_tokens: int = 512  # tokens of one step, prefill chunks included
     max_waiting: int = 256  # requests queued before new ones are refused
-    num_threads: int = 0  # 0: physical cores
+    num_threads: int = 0  # 0: physical cores, with llama.cpp fewer where other programs are busy
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,9 @@ class Settings(BaseSettings):
     max_reply_seconds: float = Field(
         3600.0, ge=0, le=86_400, description="Longest that one reply may take from its first token on; 0: no limit."
     )
-    num_threads: int = Field(0, ge=0, description="CPU threads of an engine; 0: the physical cores.")
+    num_threads: int = Field(
+        0, ge=0, description="CPU threads of an engine; 0: the physical cores, as far as others leave them."
+    )
 
     # limits of each user and API key that has none of its own, and of the local caller
     limit_requests_per_minute: int = Field(0, ge=0, description="Requests for replies a minute; 0: no limit.")
