@@ -9,7 +9,7 @@ import pytest
 from mini_claude.engine.llama_cpp_library import llama_cpp_library
 from mini_claude.errors import ModelLoadError
 from mini_claude.models import native_llama_cpp
-from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, compiling_pays, native_library
+from mini_claude.models.native_llama_cpp import LIBRARY, compile_source, compiling_pays, has_kernels, native_library
 
 HERE = {"version": "1", "kernels": "new", "machine": "x86_64", "flags": ["avx2", "avx512_vnni"]}
 BUILD = """
@@ -73,6 +73,14 @@ def test_compiling_pays_where_the_processor_has_more_than_the_package_uses(
     assert not compiling_pays(folder)
 
 
+def test_our_kernels_are_in_it_only_where_its_record_says_so(folder: Path) -> None:
+    assert not has_kernels(folder)
+    made(folder)
+    assert not has_kernels(folder)
+    (folder / "made-for.json").write_text(json.dumps(HERE | {"has_kernels": True}))
+    assert has_kernels(folder)
+
+
 def test_one_that_cannot_be_called_is_not_kept_and_the_one_before_stays(folder: Path, tmp_path: Path) -> None:
     made(folder)
     source = tmp_path / "source"
@@ -81,7 +89,9 @@ def test_one_that_cannot_be_called_is_not_kept_and_the_one_before_stays(folder: 
     (source / "llama.c").write_text("int llama_of_another_interface(void) { return 0; }\n")
     with pytest.raises(ModelLoadError, match="not compiled"):
         compile_source(source, folder)
-    assert (folder.with_name("llama.cpp.new") / LIBRARY).exists()  # it was compiled all the same
+    new = folder.with_name("llama.cpp.new")
+    assert (new / LIBRARY).exists()  # it was compiled all the same
+    assert not has_kernels(new)  # they did not fit into that source
     assert native_library(folder) == folder / LIBRARY
     assert (folder / LIBRARY).read_bytes() == b"library"
 

@@ -76,7 +76,6 @@ class LlamaCppModel:
         self._sampler = ArraySampler()
         self._arrays = BatchArrays(options.max_num_batched_tokens)
         self._num_threads = options.num_threads or _num_cores()
-        self._spread_over = (self._num_threads, 1)  # and in which context, by their number
         adapts = self._library.is_steady and not options.num_threads
         self._spare_cores = SpareCores(self._num_threads) if adapts else None
         self._name = str(gguf_file)
@@ -200,10 +199,10 @@ class LlamaCppModel:
         """Over as many threads as there are cores that nobody else uses, where that changes nothing but the speed."""
         if self._spare_cores is None:
             return
-        spread_over = (self._spare_cores.num_threads, self._cache.num_contexts)
-        if spread_over != self._spread_over:
-            self._library.set_n_threads(self._cache.context, spread_over[0], spread_over[0])
-            self._spread_over = spread_over
+        num_threads = self._spare_cores.num_threads
+        if num_threads != self._num_threads:
+            self._library.set_n_threads(self._cache.context, num_threads, num_threads)
+            self._num_threads = num_threads  # of contexts to come too
 
     def _load(self, gguf_file: Path) -> int:
         params = self._library.model_default_params()

@@ -29,8 +29,8 @@ NATIVE_FOLDER: Final = Path(sys.prefix) / "lib" / "mini-claude" / "llama.cpp"  #
 LIBRARY: Final = "libllama.dylib" if sys.platform == "darwin" else "libllama.so"
 _RECORD: Final = "made-for.json"
 _SOURCE: Final = "thirdparty/llama.cpp"  # in the package's source
-_NEWER: Final = ("avx512_vnni", "avx_vnni", "amx_int8")  # than the package's library knows
-_WITH_KERNELS: Final = ("avx512_vnni", "avx_vnni")  # what our kernels are written in (kernels/vectors.h)
+_OF_KERNELS: Final = ("avx512_vnni", "avx_vnni")  # what ours are written in (kernels/vectors.h)
+_NEWER: Final = (*_OF_KERNELS, "amx_int8")  # than the package's library knows
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
 _INSERTIONS: Final = (  # into which file, before which line, what is put
@@ -68,9 +68,8 @@ _INSERTIONS: Final = (  # into which file, before which line, what is put
 
 def native_library(folder: Path = NATIVE_FOLDER) -> Path | None:
     """The library that was compiled here, if it fits the installed package and runs on this processor."""
-    try:
-        made_for = json.loads((folder / _RECORD).read_text())
-    except FileNotFoundError:
+    made_for = _record(folder)
+    if made_for is None:
         return None
     here = _made_for()
     same = all(made_for.get(name) == here[name] for name in ("version", "kernels", "machine"))
@@ -87,9 +86,10 @@ def faster_instructions() -> str:
     return ", ".join(name for name in _NEWER if name in processor_flags())
 
 
-def has_kernels() -> bool:
-    """Whether a library compiled here computes by our kernels."""
-    return not set(_WITH_KERNELS).isdisjoint(processor_flags())
+def has_kernels(folder: Path = NATIVE_FOLDER) -> bool:
+    """Whether the library that was compiled here computes by our kernels."""
+    made_for = _record(folder)
+    return made_for is not None and bool(made_for.get("has_kernels"))
 
 
 def compile_llama_cpp(folder: Path = NATIVE_FOLDER) -> Path:
@@ -119,7 +119,7 @@ def compile_source(source: Path, folder: Path) -> Path:
     if cmake is None:
         raise NotFound("cmake is not installed: pip install cmake", code="no_cmake")
     build, made = source / "build", folder.with_name(f"{folder.name}.new")
-    add_kernels(source)
+    with_kernels = add_kernels(source) and not set(_OF_KERNELS).isdisjoint(processor_flags())
     off = [f"-DLLAMA_BUILD_{part}=OFF" for part in _OFF]
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=ON", "-DGGML_NATIVE=ON", "-DGGML_METAL=OFF", *off]
     options.append(f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={_KERNELS / 'faster_build.cmake'}")
@@ -131,7 +131,7 @@ def compile_source(source: Path, folder: Path) -> Path:
     made.mkdir()
     for file in (build / "bin").glob(f"*{Path(LIBRARY).suffix}*"):
         shutil.copy2(file, made, follow_symlinks=False)
-    (made / _RECORD).write_text(json.dumps(_made_for()))
+    (made / _RECORD).write_text(json.dumps(_made_for() | {"has_kernels": with_kernels}))
     shutil.rmtree(build)  # so that nothing in it is needed
     # In a process of its own: a library that is not right may end the one that calls it.
     check = "import sys, pathlib; from mini_claude.engine.llama_cpp_library import LlamaCppLibrary as Library; "
@@ -141,23 +141,33 @@ def compile_source(source: Path, folder: Path) -> Path:
     return folder / LIBRARY
 
 
-def add_kernels(source: Path) -> None:
+def add_kernels(source: Path) -> bool:
     """Let llama.cpp compute by our kernels where the processor has the instructions for them.
 
-    A source that has changed where they would go in is compiled as it is.
+    False for a source that has changed where they would go in; it is compiled as it is.
     """
     folder = source / "ggml/src/ggml-cpu"
     files = {file: folder / file for file, _, _ in _INSERTIONS}
     texts = {file: path.read_text() if path.exists() else "" for file, path in files.items()}
     if any(texts[file].count(line) != 1 for file, line, _ in _INSERTIONS):
         log.warning("llama_cpp.compiled_without_kernels", reason="its source is another one than they were made for")
-        return
+        return False
     for file, line, inserted in _INSERTIONS:
         texts[file] = texts[file].replace(line, inserted + line)
     for file, path in files.items():
         path.write_text(texts[file])
     for header in _KERNELS.glob("*.h"):
         shutil.copy2(header, folder)
+    return True
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """What the library in this folder was made for, and whether our kernels are in it. None where there is none."""
+    try:
+        record: dict[str, Any] = json.loads((folder / _RECORD).read_text())
+    except FileNotFoundError:
+        return None
+    return record
 
 
 def _made_for() -> dict[str, Any]:

@@ -194,7 +194,8 @@ class ChatTab:
             async for update in self.view.show(visitor(request), here.get("session"), query, still_shown):
                 yield update
         except NotFound:  # it was deleted, or is another visitor's
-            yield await self._look(request, None, query)
+            async for update in self.view.show(visitor(request), None, query, still_shown):
+                yield update
 
     @stream
     async def _open(self, request: gr.Request, chosen: gr.SelectData, query: str) -> AsyncIterator[Update]:
