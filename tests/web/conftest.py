@@ -169,8 +169,14 @@ async def served(site: Site, shutdown_seconds: int = 2) -> AsyncIterator[str]:
 
 def short_processes() -> list[psutil.Process]:
     """Those that work for this one now (runtime/short_process.py)."""
-    own = psutil.Process().children(recursive=True)
-    return [child for child in own if child.is_running() and "short_process" in " ".join(child.cmdline())]
+    return [child for child in psutil.Process().children(recursive=True) if _works_shortly(child)]
+
+
+def _works_shortly(child: psutil.Process) -> bool:
+    try:
+        return child.is_running() and "short_process" in " ".join(child.cmdline())
+    except psutil.NoSuchProcess:  # it has ended in between, though perhaps nobody has asked for its exit code yet
+        return False
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> None:
