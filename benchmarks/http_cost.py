@@ -1,4 +1,4 @@
-"""What HTTP costs: tokens per second of the whole product, divided by those of its engine alone.
+"""What HTTP and the scheduler cost: tokens per second of the whole product, divided by those of its engine alone.
 
     python benchmarks/http_cost.py [--rounds 5] [--concurrencies 1 4 16 32]
 
@@ -7,16 +7,22 @@ it. The whole product is `mini-claude serve` with the client of benchmarks/serve
 Both answer the same questions with 100 tokens each, with the default options, and take turns.
 
 Printed: the medians, the ratio (the median of the rounds' own ratios), and how much processor time each process takes
-for a token, from which follows what HTTP takes of the product's own time, the client left out.
+for a token, from which follows what HTTP takes of the product's own time, the client left out. The scheduler's share is
+that of the engine alone: the time of a step (`EngineCore.step`) without the model's (`StepModel.step`: llama.cpp and
+the sampler; `CacheStorage`: copying keys and values), which is choosing what is read, counting, and making text of
+tokens.
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,8 +35,31 @@ MIN_REPLIES = 8  # the system counts processor time in hundredths of a second
 SERVE = str(Path(__file__).with_name("serve.py"))
 
 
-def measure_engine(concurrencies: list[int]) -> dict[str, float]:
-    """Tokens per second, by concurrency."""
+def timed(owner: type, *methods: str) -> list[float]:
+    """The seconds of each call of these from now on."""
+    seconds: list[float] = []
+
+    def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                seconds.append(time.perf_counter() - start)
+
+        return call
+
+    for name in methods:
+        setattr(owner, name, wrap(getattr(owner, name)))
+    return seconds
+
+
+def measure_engine(concurrencies: list[int]) -> dict[str, tuple[float, float]]:
+    """Tokens per second, and the scheduler's share of them, by concurrency."""
+    from mini_claude.engine.engine_core import EngineCore
+    from mini_claude.engine.llama_cpp_cache import LlamaCppCache
+    from mini_claude.engine.llama_cpp_model import LlamaCppModel
     from mini_claude.models.catalog import BUILTIN
     from mini_claude.runtime.loaded_model import LoadedModel, open_model
     from mini_claude.types import GenerationRequest, Message, SamplingParams
@@ -45,14 +74,20 @@ def measure_engine(concurrencies: list[int]) -> dict[str, float]:
             num_tokens += len(delta.token_ids)
         assert num_tokens == NUM_TOKENS
 
-    async def run() -> dict[str, float]:
+    async def run() -> dict[str, tuple[float, float]]:
         model = await asyncio.to_thread(open_model, BUILTIN[0], Settings().load_options(), Settings())
+        whole, models = timed(EngineCore, "step"), timed(LlamaCppModel, "step")
+        copying = timed(LlamaCppCache, "copy_prefix", "truncate", "free")
         results = {}
         for concurrency in concurrencies:
             for texts in batches(concurrency):
+                for times in (whole, models, copying):
+                    times.clear()
                 start = time.perf_counter()
                 await asyncio.gather(*(reply(model, text) for text in texts))
-                results[str(concurrency)] = NUM_TOKENS * concurrency / (time.perf_counter() - start)
+                seconds = time.perf_counter() - start
+                scheduler = (sum(whole) - sum(models) - sum(copying)) / seconds
+                results[str(concurrency)] = NUM_TOKENS * concurrency / seconds, scheduler
         await model.engine.close()
         return results
 
@@ -93,22 +128,24 @@ def main() -> None:
         return
     concurrencies = [str(concurrency) for concurrency in arguments.concurrencies]
     folder = embedded_model()
-    engine: list[dict[str, float]] = []
+    engine: list[dict[str, tuple[float, float]]] = []
     http: list[dict[str, tuple[float, dict[str, float]]]] = []
     for _ in range(arguments.rounds):
         engine.append(in_own_process(__file__, "--engine", "--concurrencies", *concurrencies))
         with server(folder) as address:
             http.append({each: measure_http(address, int(each)) for each in concurrencies})
     for each in concurrencies:
-        alone = statistics.median(speeds[each] for speeds in engine)
+        alone = statistics.median(measured[each][0] for measured in engine)
+        scheduler = statistics.median(measured[each][1] for measured in engine)
         whole = statistics.median(measured[each][0] for measured in http)
-        ratio = statistics.median(ours[each][0] / bare[each] for ours, bare in zip(http, engine, strict=True))
+        ratio = statistics.median(ours[each][0] / bare[each][0] for ours, bare in zip(http, engine, strict=True))
         print(f"at {each:>2}: {whole:7.1f} tokens/s over HTTP, {alone:7.1f} of the engine alone, ratio {ratio:.3f}")
         roles = {role for measured in http for role in measured[each][1]}
         times = {role: statistics.median(measured[each][1].get(role, 0.0) for measured in http) for role in roles}
         shown = ", ".join(f"{role} {times[role]:.0f}" for role in sorted(times))
         share = 1 - times["engine"] / sum(times.values())
-        print(f"       us a token: {shown}; beside the engine's process {share:.1%}", flush=True)
+        print(f"       us a token: {shown}; beside the engine's process {share:.1%}")
+        print(f"       scheduler {scheduler:.1%}, with HTTP {share + scheduler:.1%}", flush=True)
 
 
 if __name__ == "__main__":
