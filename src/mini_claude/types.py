@@ -1,11 +1,14 @@
 """Plain values that every layer shares: messages, sampling parameters, deltas and what is known of a model.
 
 This file knows the vocabulary and nothing else: no I/O, no framework, no torch. All values are immutable and
-travel between processes as msgpack (msgspec encodes dataclasses natively).
+travel between processes as msgpack (msgspec encodes dataclasses natively). What is made at every step is a struct:
+that takes a tenth of the time.
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort"]
@@ -156,8 +159,7 @@ class Usage:
         return self.prompt_tokens + self.completion_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationDelta:
+class GenerationDelta(msgspec.Struct, frozen=True, array_like=True):
     """What one engine step added to one reply.
 
     `text` is valid UTF-8 on its own and never holds a part of a stop string. `finish_reason` and `usage` are set
@@ -173,8 +175,7 @@ class GenerationDelta:
     trace: tuple[TokenTrace, ...] = ()  # where it was asked for; also of a token that ends the reply unseen
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(msgspec.Struct, frozen=True):
     """A snapshot of one engine. Cache figures are in tokens; `cached` is idle prefix cache, `used` is running."""
 
     running: int = 0

@@ -3,6 +3,7 @@
 A numpy array costs no import of torch, and where a row has 50,000 scores and a step has few rows, numpy is no slower.
 """
 
+import math
 import time
 from collections.abc import Sequence as AbstractSequence
 from typing import Final
@@ -38,10 +39,11 @@ class ArraySampler:
         try:
             penalize(row, params, sequence.token_ids, sequence.output_token_ids)
             best = int(row.argmax())  # of a NaN where there is one
-            if not np.isfinite(row[best]):  # -inf elsewhere is a legal way of saying never
+            largest = float(row[best])
+            if not math.isfinite(largest):  # -inf elsewhere is a legal way of saying never
                 return InternalError("The model gave no usable scores for this request.")
             is_greedy = params.temperature < GREEDY_TEMPERATURE
-            token_id = best if is_greedy else _draw(row, float(row[best]), sequence)
+            token_id = best if is_greedy else _draw(row, largest, sequence)
             token_id = token_id if sequence.forced_token_id is None else sequence.forced_token_id
             choice = None if trace is None else trace.finish(token_id, time.perf_counter() - started)
         except Exception:  # whatever one request's parameters do, its neighbours go on

@@ -18,12 +18,7 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The characters that this token completes, possibly none."""
-        token_bytes = self._codec.token_bytes(token_id)
-        # Only decode() knows which tokens are control tokens. Whitespace is excluded because some tokenizers
-        # strip it there; the name of a control token is never blank.
-        if token_bytes.strip() and not self._codec.decode((token_id,)):
-            return ""
-        return self._decoder.decode(token_bytes)
+        return self._decoder.decode(self._codec.shown_bytes(token_id))
 
     def flush(self) -> str:
         """U+FFFD where the reply ended inside a character, else nothing."""

@@ -6,8 +6,10 @@ usage and stats), so that everything around an engine can be tested in milliseco
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import cycle, islice
+
+from msgspec import structs
 
 from mini_claude.engine.admission import Crowd, Turns, check_request, max_new_tokens
 from mini_claude.engine.reply_text import ReplyText
@@ -110,7 +112,7 @@ class EchoEngine:
     def stats(self) -> EngineStats:
         """See `Engine.stats`."""
         running = [reply for reply in self._replies.values() if reply.slot.done()]
-        return replace(
+        return structs.replace(
             self._stats,
             running=len(running),
             waiting=len(self._replies) - len(running),
@@ -188,7 +190,7 @@ class EchoEngine:
         return Usage(len(reply.request.prompt_token_ids), reply.num_generated)
 
     def _count(self, **added: int) -> None:
-        self._stats = replace(
+        self._stats = structs.replace(
             self._stats, **{name: getattr(self._stats, name) + number for name, number in added.items()}
         )
 

@@ -8,12 +8,13 @@ stay in the cache as an idle prefix.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Final, Protocol
 
 import structlog
+from msgspec import structs
 
 from mini_claude.engine.admission import max_new_tokens
 from mini_claude.engine.kv_cache import CacheStorage, KVCache
@@ -155,8 +156,8 @@ class EngineCore:
             if chunk.sequence.clock is not None:
                 chunk.sequence.clock.scheduled(started)
                 chunk.sequence.clock.computed(ended - started)
-        completing = [chunk.sequence for chunk in chunks if chunk.completes]
-        return [self._advance(*pair) for pair in zip(completing, sampled, strict=True)]
+        completing = (chunk.sequence for chunk in chunks if chunk.completes)
+        return [self._advance(sequence, token) for sequence, token in zip(completing, sampled, strict=True)]
 
     def fail_all(self) -> list[StepOutput]:
         """End everything with an error."""
@@ -189,7 +190,8 @@ class EngineCore:
         """Append a token; decide whether the sequence ends with it."""
         if isinstance(sampled, InternalError):
             return self._fail(sequence, sampled)
-        if sequence.num_generated == 0:
+        num_generated = sequence.num_generated + 1
+        if num_generated == 1:
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_tokens += sequence.num_cached_tokens
         sequence.token_ids.append(sampled.token_id)
@@ -200,18 +202,14 @@ class EngineCore:
         started = time.perf_counter()
         try:
             text, stopped = sequence.text.push(sampled.token_id)
-            logprobs = self._token_logprobs(sampled)
+            logprobs = None if sampled.logprob is None else (self._token_logprob(sampled, sampled.logprob),)
         except Exception:
             log.exception("detokenizing_failed", request_id=sequence.request.request_id)
             return self._fail(sequence, InternalError("A token of the reply could not be turned into text."))
         seconds = time.perf_counter() - started
-        finish_reason: FinishReason | None = None
-        if stopped:
-            finish_reason = "stop"
-        elif sequence.num_generated >= sequence.max_new_tokens:
-            finish_reason = "length"
-        if finish_reason is not None:
-            delta = self._finish(sequence, text, (sampled.token_id,), logprobs, finish_reason, stopped=stopped)
+        if stopped or num_generated >= sequence.max_new_tokens:
+            reason: FinishReason = "stop" if stopped else "length"
+            delta = self._finish(sequence, text, (sampled.token_id,), logprobs, reason, stopped=stopped)
         else:
             delta = GenerationDelta(sequence.request.request_id, text, (sampled.token_id,), logprobs)
         return self._traced(delta, sequence, sampled, seconds)
@@ -236,7 +234,7 @@ class EngineCore:
             candidates,
             clock.take(detokenize_seconds),
         )
-        return replace(delta, trace=(trace,))
+        return structs.replace(delta, trace=(trace,))
 
     def _finish(
         self,
@@ -266,11 +264,9 @@ class EngineCore:
         self._scheduler.finish(sequence, keep_prefix=keep_prefix)
         del self._sequences[sequence.request.request_id]
 
-    def _token_logprobs(self, sampled: SampledToken) -> tuple[TokenLogprob, ...] | None:
-        if sampled.logprob is None:
-            return None
-        top = tuple(TopLogprob(token_id, *self._name(token_id), _shown(logprob)) for token_id, logprob in sampled.top)
-        return (TokenLogprob(sampled.token_id, *self._name(sampled.token_id), _shown(sampled.logprob), top),)
+    def _token_logprob(self, sampled: SampledToken, logprob: float) -> TokenLogprob:
+        top = tuple(TopLogprob(token_id, *self._name(token_id), _shown(each)) for token_id, each in sampled.top)
+        return TokenLogprob(sampled.token_id, *self._name(sampled.token_id), _shown(logprob), top)
 
     def _name(self, token_id: int) -> tuple[str, bytes]:
         token_bytes = self._codec.token_bytes(token_id)

@@ -97,7 +97,7 @@ class KVCache:
 
     def grow(self, entry: CacheEntry, num_tokens: int) -> bool:
         """Room for `num_tokens` in all; False when other running sequences hold too much."""
-        return self._reserve(entry, _blocks(num_tokens))
+        return num_tokens <= entry.num_blocks * BLOCK_SIZE or self._reserve(entry, _blocks(num_tokens))
 
     def release(self, entry: CacheEntry, *, keep: bool) -> None:
         """The sequence has ended or was preempted; with `keep`, its tokens stay as an idle prefix."""
@@ -126,8 +126,6 @@ class KVCache:
 
     def _reserve(self, entry: CacheEntry, num_blocks: int) -> bool:
         wanted = num_blocks - entry.num_blocks
-        if wanted <= 0:  # as in 15 steps of 16
-            return True
         num_running = sum(other.num_blocks for other in self._running)
         if num_running + wanted > self._num_blocks:
             return False

@@ -175,7 +175,7 @@ _PROTOTYPES: Final[Mapping[str, tuple[Any, ...]]] = {  # result, then arguments
     "llama_state_seq_get_data": (c_size_t, c_void_p, c_void_p, c_size_t, c_int32),
     "llama_state_seq_set_data": (c_size_t, c_void_p, c_void_p, c_size_t, c_int32),
     "llama_decode": (c_int32, c_void_p, Batch),
-    "llama_get_logits": (POINTER(c_float), c_void_p),
+    "llama_get_logits": (c_void_p, c_void_p),
     "llama_adapter_lora_init": (c_void_p, c_void_p, c_char_p),
     "llama_adapter_lora_free": (None, c_void_p),
     "llama_set_adapters_lora": (c_int32, c_void_p, POINTER(c_void_p), c_size_t, POINTER(c_float)),

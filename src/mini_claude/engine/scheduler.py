@@ -7,30 +7,29 @@ preempted: its room is taken and it is recomputed later.
 """
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from mini_claude.engine.admission import Turns
 from mini_claude.engine.kv_cache import KVCache
 from mini_claude.engine.sequence import Sequence, Status
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """Tokens `start` to `start + num_tokens` of a sequence."""
+class ScheduledChunk(msgspec.Struct, frozen=True):
+    """Tokens `start` to `start + num_tokens` of a sequence, which the model is to read.
+
+    `completes`: the sequence is then read to its end, so that its next token can be sampled.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    completes: bool
 
     @property
     def token_ids(self) -> list[int]:
         """What the model reads."""
         return self.sequence.token_ids[self.start : self.start + self.num_tokens]
-
-    @property
-    def completes(self) -> bool:
-        """Whether the sequence is then read to its end, so that its next token can be sampled."""
-        return self.start + self.num_tokens == len(self.sequence.token_ids)
 
 
 class Scheduler:
@@ -61,10 +60,18 @@ class Scheduler:
     def schedule(self) -> list[ScheduledChunk]:
         """The chunks of the next step, decodes first; empty when there is nothing to do."""
         num_preemptions = self.num_preemptions
-        chunks = [_chunk(sequence, 1) for sequence in self._decodes()]
+        chunks, prompts = [], []
+        for sequence in tuple(self.running):
+            entry = sequence.entry
+            if entry is None:  # preempted by an older one, just now
+                continue
+            if len(sequence.token_ids) - entry.num_computed > 1:
+                prompts.append(sequence)
+            elif self._has_room(sequence):
+                chunks.append(ScheduledChunk(sequence, entry.num_computed, 1, completes=True))
         budget = self._max_num_batched_tokens - len(chunks)
-        for sequence in self.running:
-            if sequence.num_unread_tokens > 1 and budget > 0:
+        for sequence in prompts:
+            if sequence.entry is not None and budget > 0:
                 chunks.append(_chunk(sequence, budget))
                 budget -= chunks[-1].num_tokens
         while budget > 0 and self.num_preemptions == num_preemptions and (admitted := self._admit()):
@@ -72,20 +79,13 @@ class Scheduler:
             budget -= chunks[-1].num_tokens
         return chunks
 
-    def _decodes(self) -> list[Sequence]:
-        """Running sequences with one unread token, each with room for it; may preempt younger ones."""
-        decodes = []
-        for sequence in tuple(self.running):
-            if sequence.status is Status.RUNNING and sequence.num_unread_tokens == 1:
-                while not self._grow(sequence):
-                    self._preempt(self.running[-1])
-                if sequence.status is Status.RUNNING:
-                    decodes.append(sequence)
-        return decodes
-
-    def _grow(self, sequence: Sequence) -> bool:
-        """True also when the sequence itself was preempted and needs no room any more."""
-        return sequence.entry is None or self._cache.grow(sequence.entry, len(sequence.token_ids))
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Give a running sequence room for its last token; preempts younger ones, or itself where there are none."""
+        while (entry := sequence.entry) is not None:
+            if self._cache.grow(entry, len(sequence.token_ids)):
+                return True
+            self._preempt(self.running[-1])
+        return False
 
     def _admit(self) -> Sequence | None:
         """Start the sequence whose turn it is if there is a seat and room for all that it has to read."""
@@ -117,4 +117,7 @@ class Scheduler:
 
 
 def _chunk(sequence: Sequence, budget: int) -> ScheduledChunk:
-    return ScheduledChunk(sequence, sequence.num_computed_tokens, min(sequence.num_unread_tokens, budget))
+    start = sequence.num_computed_tokens
+    num_unread = len(sequence.token_ids) - start
+    num_tokens = min(num_unread, budget)
+    return ScheduledChunk(sequence, start, num_tokens, completes=num_tokens == num_unread)

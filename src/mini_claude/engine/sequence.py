@@ -4,14 +4,15 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from random import Random
 
+import msgspec
+
 from mini_claude.engine.kv_cache import CacheEntry
 from mini_claude.engine.reply_text import ReplyText
 from mini_claude.engine.stage_clock import StageClock
 from mini_claude.types import GenerationRequest, SamplingParams, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(msgspec.Struct, frozen=True):
     """The chosen token and, where they were asked for, its logprob and the most probable ones, best first."""
 
     token_id: int
@@ -55,6 +56,7 @@ class Sequence:
     text: ReplyText
     random: Random  # this sequence's own source of chance: neighbours cannot change its text
     token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     status: Status = Status.WAITING
     entry: CacheEntry | None = None  # its place in the KV cache while it runs
     num_cached_tokens: int = 0  # of the prompt, found in the prefix cache
@@ -62,16 +64,12 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
 
     @property
     def params(self) -> SamplingParams:
         """How its tokens are chosen."""
         return self.request.params
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Length of the prompt."""
-        return len(self.request.prompt_token_ids)
 
     @property
     def output_token_ids(self) -> list[int]:

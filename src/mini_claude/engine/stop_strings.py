@@ -14,6 +14,8 @@ class StopStrings:
 
     def push(self, text: str) -> tuple[str, bool]:
         """Text that is safe to show, and whether a stop string was found (then push no more)."""
+        if not self._stop:
+            return text, False
         text = self._held + text
         starts = [start for string in self._stop if (start := text.find(string)) >= 0]
         if starts:

@@ -10,11 +10,12 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
+from msgspec import structs
 
 from mini_claude.engine.admission import Crowd, check_request
 from mini_claude.engine.engine_core import EngineCore, RequestFailure, StepModel, StepOutput
@@ -143,7 +144,7 @@ class ThreadedEngine:
         """See `Engine.stats`."""
         with self._wake:
             num_new = sum(isinstance(message, _Stream) for message in self._inbox)
-            return replace(self._stats, waiting=self._stats.waiting + num_new)
+            return structs.replace(self._stats, waiting=self._stats.waiting + num_new)
 
     async def close(self) -> None:
         """See `Engine.close`."""

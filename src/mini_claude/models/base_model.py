@@ -45,6 +45,14 @@ class TextCodec(ABC):
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes that this token adds; a control token gives its name in UTF-8."""
 
+    def shown_bytes(self, token_id: int) -> bytes:
+        """What this token adds to a text that somebody reads: `token_bytes`, or nothing for a control token."""
+        token_bytes = self.token_bytes(token_id)
+        # Only decode() knows which tokens are control tokens. Whitespace is excluded because some tokenizers
+        # strip it there; the name of a control token is never blank.
+        is_control = bool(token_bytes.strip()) and not self.decode((token_id,))
+        return b"" if is_control else token_bytes
+
 
 class ChatModel(ABC):
     """A model that can hold a conversation: its renderer, its tokenizer and its limits, not its weights."""

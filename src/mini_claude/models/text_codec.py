@@ -34,7 +34,8 @@ class TokenizerCodec(TextCodec):
         self.strips_left = frozenset(token["id"] for token in added if token["lstrip"])
         self.strips_right = frozenset(token["id"] for token in added if token["rstrip"])
         # Not special, as <think>: part of what a reader sees.
-        self._shown = frozenset(token["id"] for token in added if not token["special"])
+        shown = frozenset(token["id"] for token in added if not token["special"])
+        self._hidden = self._control_names.keys() - shown
         self.special_tokens = frozenset(token["content"] for token in added if token["special"])
         self._vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._bytes = _token_bytes(tokenizer, spec, self._control_names)
@@ -92,12 +93,15 @@ class TokenizerCodec(TextCodec):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The tokens' bytes as text; a SentencePiece reply keeps the space that begins its first word."""
-        shown = (i for i in token_ids if i not in self._control_names or i in self._shown)
-        return b"".join(map(self.token_bytes, shown)).decode("utf-8", "replace")
+        return b"".join(map(self.shown_bytes, token_ids)).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The token's bytes; none for the unused ids between the vocabulary's end and the model's last row."""
         return self._bytes.get(token_id, b"")
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """See `TextCodec`."""
+        return b"" if token_id in self._hidden else self._bytes.get(token_id, b"")
 
 
 def _is_control(token: Mapping[str, Any]) -> bool:

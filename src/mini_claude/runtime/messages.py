@@ -25,8 +25,8 @@ from mini_claude.types import (
 )
 
 
-class Struct(msgspec.Struct, frozen=True, tag=True):
-    """Base of all frames; the tag is the class name."""
+class Struct(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Base of all frames: the class name as a tag, then the values in their order."""
 
 
 # --- worker -> engine ------------------------------------------------------------------------------------------

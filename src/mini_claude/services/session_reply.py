@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+from msgspec import structs
+
 from mini_claude.data.records import ReplyEnding, Turn
 from mini_claude.errors import EngineDied, InternalError, MiniClaudeError, StorageError, Unavailable, from_info
 from mini_claude.runtime.messages import ReplyEvent
@@ -61,7 +63,7 @@ def stored_record(turn: Turn) -> ReplyRecord:
         last = number == len(turn.delta_ends) and turn.status == "done"
         delta = GenerationDelta(turn.id, turn.content[start:end])
         if last:
-            delta = replace(delta, finish_reason=cast(FinishReason, turn.finish_reason), usage=turn.usage)
+            delta = structs.replace(delta, finish_reason=cast(FinishReason, turn.finish_reason), usage=turn.usage)
         record.append(ReplyEvent(turn.id, number, delta))
         start = end
     record.end(from_info(turn.error[1], turn.error[0]) if turn.error else None)

@@ -10,7 +10,7 @@ from mini_claude.errors import MiniClaudeError
 from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.types import FinishReason, TokenLogprob, TopLogprob, Usage
 from mini_claude.web.error_handlers import known_error, openai_error
-from mini_claude.web.streaming import FinishedReply, Reply, frame, interrupted, merge
+from mini_claude.web.streaming import FinishedReply, Reply, ascii_json, frame, interrupted, merge
 
 DONE: Final = b"data: [DONE]\n\n"
 Json = dict[str, Any]
@@ -168,6 +168,19 @@ def error_frame(error: MiniClaudeError) -> bytes:
     return frame({"error": openai_error(error)})
 
 
+class _ChunkFrames:
+    """Frames of chunks with one choice each. What all of them say is encoded once."""
+
+    def __init__(self, chunk: Json) -> None:
+        """`chunk`: one without choices."""
+        before, after = frame(chunk).split(b'"choices":[]')  # nowhere else: in a string the quotes have backslashes
+        self._before, self._after = before + b'"choices":[', b"]" + after
+
+    def of(self, choice: Json) -> bytes:
+        """The chunk with this choice."""
+        return self._before + ascii_json(choice) + self._after
+
+
 async def chunks(
     shape: Shape,
     model: str,
@@ -179,17 +192,17 @@ async def chunks(
 ) -> AsyncGenerator[bytes, None]:
     """The frames of a stream, `[DONE]` included. An error becomes the last frame, with nothing after it."""
     head = _head(shape, shape.chunk, model)
-    tail = {"usage": None} if include_usage else {}
+    frames = _ChunkFrames({**head, "choices": []} | ({"usage": None} if include_usage else {}))
     usages: dict[int, Usage] = {}
     for index in range(len(replies)):
         opening = shape.opening(index)
         if opening is not None:
-            yield frame({**head, "choices": [opening], **tail})
+            yield frames.of(opening)
     try:
         async with aclosing(merge(replies)) as events:
             async for index, event in events:
                 for choice in _choices(shape, index, event):
-                    yield frame({**head, "choices": [choice], **tail})
+                    yield frames.of(choice)
                 if event.delta.usage is not None:
                     usages[index] = event.delta.usage
     except Exception as error:

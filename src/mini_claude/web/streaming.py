@@ -48,12 +48,15 @@ class FinishedReply:
 
 
 def frame(data: object, event: str | None = None) -> bytes:
-    """One server-sent event. ASCII only: some clients split lines at U+2028 or U+0085, which JSON may hold bare."""
-    text = _to_json(data)
-    if not text.isascii():
-        text = _to_ascii(data).encode()
+    """One server-sent event."""
     name = b"event: %b\n" % event.encode() if event else b""
-    return b"%bdata: %b\n\n" % (name, text)
+    return b"%bdata: %b\n\n" % (name, ascii_json(data))
+
+
+def ascii_json(data: object) -> bytes:
+    """For an event. ASCII only: some clients split lines at U+2028 or U+0085, which JSON may hold bare."""
+    text = _to_json(data)
+    return text if text.isascii() else _to_ascii(data).encode()
 
 
 def interrupted() -> Unavailable:
