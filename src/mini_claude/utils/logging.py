@@ -52,17 +52,6 @@ def _claim_log_file(directory: Path, process: str) -> Path:
         return directory / f"{process}-{number}.log"
 
 
-class _LogFile(RotatingFileHandler):
-    """Begins a new file when one is full, and not a line earlier: to know that, the library's own formats each line
-    twice."""
-
-    def shouldRollover(self, record: logging.LogRecord) -> bool:  # noqa: N802 - the library's name
-        del record
-        if self.stream is None:
-            self.stream = self._open()
-        return self.stream.tell() >= self.maxBytes
-
-
 def _without_url(record: logging.LogRecord) -> bool:
     """False for uvicorn's lines with the URL of a WebSocket, which may hold anything; ours have its route."""
     return '"WebSocket ' not in str(record.msg)
@@ -95,7 +84,7 @@ def configure_logging(settings: Settings, process: str) -> None:
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     console = logging.StreamHandler(sys.stderr)
     console.setFormatter(formatter(as_json=as_json))
-    file = _LogFile(
+    file = RotatingFileHandler(
         _claim_log_file(settings.logs_dir, process),
         maxBytes=settings.log_file_bytes,
         backupCount=settings.log_file_count,
