@@ -202,7 +202,7 @@ class EngineCore:
         started = time.perf_counter()
         try:
             text, stopped = sequence.text.push(sampled.token_id)
-            logprobs = None if sampled.logprob is None else (self._token_logprob(sampled, sampled.logprob),)
+            logprobs = self._token_logprobs(sampled)
         except Exception:
             log.exception("detokenizing_failed", request_id=sequence.request.request_id)
             return self._fail(sequence, InternalError("A token of the reply could not be turned into text."))
@@ -264,9 +264,11 @@ class EngineCore:
         self._scheduler.finish(sequence, keep_prefix=keep_prefix)
         del self._sequences[sequence.request.request_id]
 
-    def _token_logprob(self, sampled: SampledToken, logprob: float) -> TokenLogprob:
-        top = tuple(TopLogprob(token_id, *self._name(token_id), _shown(each)) for token_id, each in sampled.top)
-        return TokenLogprob(sampled.token_id, *self._name(sampled.token_id), _shown(logprob), top)
+    def _token_logprobs(self, sampled: SampledToken) -> tuple[TokenLogprob, ...] | None:
+        if sampled.logprob is None:
+            return None
+        top = tuple(TopLogprob(token_id, *self._name(token_id), _shown(logprob)) for token_id, logprob in sampled.top)
+        return (TokenLogprob(sampled.token_id, *self._name(sampled.token_id), _shown(sampled.logprob), top),)
 
     def _name(self, token_id: int) -> tuple[str, bytes]:
         token_bytes = self._codec.token_bytes(token_id)

@@ -68,7 +68,7 @@ class Scheduler:
             if len(sequence.token_ids) - entry.num_computed > 1:
                 prompts.append(sequence)
             elif self._has_room(sequence):
-                chunks.append(ScheduledChunk(sequence, entry.num_computed, 1, completes=True))
+                chunks.append(_chunk(sequence, 1))
         budget = self._max_num_batched_tokens - len(chunks)
         for sequence in prompts:
             if sequence.entry is not None and budget > 0:

@@ -33,9 +33,8 @@ class TokenizerCodec(TextCodec):
         # Control tokens that swallow the whitespace before or after them, as Phi-3's do.
         self.strips_left = frozenset(token["id"] for token in added if token["lstrip"])
         self.strips_right = frozenset(token["id"] for token in added if token["rstrip"])
-        # Not special, as <think>: part of what a reader sees.
-        shown = frozenset(token["id"] for token in added if not token["special"])
-        self._hidden = self._control_names.keys() - shown
+        # The others, as <think>, are part of what a reader sees.
+        self._hidden = frozenset(token["id"] for token in added if token["special"])
         self.special_tokens = frozenset(token["content"] for token in added if token["special"])
         self._vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         self._bytes = _token_bytes(tokenizer, spec, self._control_names)
@@ -101,7 +100,7 @@ class TokenizerCodec(TextCodec):
 
     def shown_bytes(self, token_id: int) -> bytes:
         """See `TextCodec`."""
-        return b"" if token_id in self._hidden else self._bytes.get(token_id, b"")
+        return b"" if token_id in self._hidden else self.token_bytes(token_id)
 
 
 def _is_control(token: Mapping[str, Any]) -> bool:

@@ -69,5 +69,5 @@ def _trace(model: ChatModel, message: StartChat, token_ids: tuple[int, ...], sec
 
 def _prompt_token(codec: TextCodec, token_id: int) -> PromptToken:
     token_bytes = codec.token_bytes(token_id)
-    is_control = bool(token_bytes) and not codec.decode((token_id,))  # decoding leaves control tokens out
+    is_control = bool(token_bytes) and not codec.shown_bytes(token_id)
     return PromptToken(token_id, token_bytes.decode("utf-8", "replace"), is_control)
