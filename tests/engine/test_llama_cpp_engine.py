@@ -209,6 +209,25 @@ def test_every_change_of_layout_keeps_what_was_read(architecture: str, changes: 
     ]
 
 
+def test_rows_are_read_from_left_to_right_whoever_came_first(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp makes a pass over all weights of each run of ascending rows."""
+    core = base.llama_cpp(max_num_seqs=4)
+    decode = core.model._library.decode  # type: ignore[attr-defined]
+    read: list[list[int]] = []
+
+    def seen(context: int, batch: llama_cpp_library.Batch) -> int:
+        read.append([batch.seq_id[token][0] for token in range(batch.n_tokens)])
+        return int(decode(context, batch))
+
+    wave = crowd(PROMPTS[:5], [3, 20, 20, 20, 12], (None,))  # the fifth comes into the row that the first has left
+    with monkeypatch.context() as patch:
+        patch.setattr(core.model._library, "decode", seen)  # type: ignore[attr-defined]
+        replies = run(core, wave)
+    assert read.count([0, 1, 2, 3]) > 10
+    assert all(rows == sorted(rows) for rows in read)
+    assert_same(replies, run(base.torch(), wave))
+
+
 def test_adapters_in_turn_share_a_pool_and_one_alone_has_rows(
     base: Base, adapters: tuple[AdapterRef, AdapterRef]
 ) -> None:

@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable
 from contextlib import closing
 from ctypes import c_float, c_void_p
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
@@ -108,8 +109,6 @@ class LlamaCppModel:
         """See `StepModel.step`."""
         adapters = {chunk.sequence.request.adapter for chunk in chunks}
         placed = self._place(chunks, together=len(adapters) == 1)
-        if len(adapters) == 1:  # as in most steps
-            return self._read(placed)
         sampled: dict[Sequence, SampledToken | InternalError] = {}
         for adapter in sorted(adapters, key=_adapter_name):
             group = [pair for pair in placed if pair[0].sequence.request.adapter == adapter]
@@ -149,11 +148,13 @@ class LlamaCppModel:
         self._library.model_free(self._model)  # and its adapters
 
     def _place(self, chunks: list[ScheduledChunk], *, together: bool) -> list[tuple[ScheduledChunk, int]]:
-        """Each with its row, which has room for what it will read."""
+        """Each with its row, which has room for what it will read, by rows: llama.cpp computes all in one pass only as
+        they lie, and reads the weights once more for each that comes before its left neighbour."""
         entries = [chunk.sequence.entry for chunk in chunks]
         needs = {entry: chunk.start + chunk.num_tokens for entry, chunk in zip(entries, chunks, strict=True) if entry}
         rows = self._cache.place(needs, together=together)
-        return [(chunk, rows[entry]) for chunk, entry in zip(chunks, entries, strict=True) if entry]
+        placed = [(chunk, rows[entry]) for chunk, entry in zip(chunks, entries, strict=True) if entry]
+        return sorted(placed, key=itemgetter(1))
 
     def _read(self, chunks: list[tuple[ScheduledChunk, int]]) -> list[SampledToken | InternalError]:
         """Read chunks of one adapter, each in its row, and choose the next token of each that completes."""
