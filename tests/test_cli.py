@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from mini_claude import cli
 from mini_claude.terminal import keys
+from mini_claude.utils.waiting_server import WaitingServer
 
 
 @dataclass
@@ -63,7 +64,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         for name, value in settings.items():
             os.environ[f"MINI_CLAUDE_{name.upper()}"] = str(value)
         started: list[dict[str, Any]] = []
+
+        def come_up(server: WaitingServer) -> None:
+            started.append(vars(server.config))
+            server.started = True
+
         monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.append({"app": app, **options}))
+        monkeypatch.setattr(WaitingServer, "run", come_up)
         monkeypatch.setattr(sys, "argv", ["mini-claude", *words])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -101,20 +108,30 @@ def test_the_network_is_served_once_there_is_a_key_or_when_told_so(run: RunComma
     assert run(*words).started is not None
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.8.9.1"])
-def test_this_machine_is_served_without_a_key(run: RunCommand, free_port: int, host: str) -> None:
-    outcome = run("serve", "--host", host, "--port", str(free_port), "--workers", "3")
+@pytest.mark.parametrize(("host", "workers"), [("127.0.0.1", 3), ("localhost", 1), ("127.8.9.1", 1)])
+def test_this_machine_is_served_without_a_key(run: RunCommand, free_port: int, host: str, workers: int) -> None:
+    outcome = run("serve", "--host", host, "--port", str(free_port), "--workers", str(workers))
     assert outcome.code == 0
     assert outcome.started is not None
     assert {name: outcome.started[name] for name in ("app", "host", "port", "workers", "access_log")} == {
         "app": "mini_claude.web.api:app",
         "host": host,
         "port": free_port,
-        "workers": 3,
+        "workers": workers,
         "access_log": False,
     }
     assert f"http://{host}:{free_port}" in outcome.err
-    assert os.environ["MINI_CLAUDE_WORKERS"] == "3"  # what workers, which are processes of their own, will read
+    assert os.environ["MINI_CLAUDE_WORKERS"] == str(
+        workers
+    )  # what workers, which are processes of their own, will read
+
+
+def test_a_server_that_does_not_come_up_is_a_failure(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(WaitingServer, "run", lambda _server: None)
+    monkeypatch.setattr(sys, "argv", ["mini-claude", "serve", "--port", str(free_port)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == cli.STARTUP_FAILURE
 
 
 def test_a_port_in_use_is_a_sentence_with_another_one(run: RunCommand) -> None:

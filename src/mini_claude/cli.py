@@ -4,8 +4,9 @@ import errno
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 import uvicorn
@@ -20,7 +21,10 @@ from mini_claude.terminal.database import door_is_shut
 from mini_claude.terminal.doctor.command import doctor
 from mini_claude.terminal.server import bind_error, is_loopback, running_server
 from mini_claude.utils.config import NO_KEY_SENTENCE, Settings, settings_problem
+from mini_claude.utils.waiting_server import WaitingServer
 
+API: Final = "mini_claude.web.api:app"
+STARTUP_FAILURE: Final = 3  # uvicorn's exit code for it
 WS_ROOM_BYTES: Final = 65_536  # beyond the limit: a message that is a little too large is still told why
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Chat with a small language model of your own.")
@@ -62,21 +66,26 @@ def serve(
         f"Mini-Claude listens on http://{address}:{settings.port}  (Ctrl-C ends it)", style="bold", markup=False
     )
     signal.signal(signal.SIGTERM, _end_well)  # uvicorn raises the signal again when it has ended in order
-    uvicorn.run(
-        "mini_claude.web.api:app",
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        reload=reload,
-        log_config=None,
-        access_log=False,
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        http="mini_claude.web.connections:HttpConnection",
-        ws="mini_claude.web.connections:WebSocketConnection",
-        ws_max_size=settings.max_body_bytes + WS_ROOM_BYTES,
-        limit_concurrency=settings.max_connections,
-        timeout_graceful_shutdown=int(settings.shutdown_seconds) + 1,
-    )
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.port,
+        "log_config": None,
+        "access_log": False,
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+        "http": "mini_claude.web.connections:HttpConnection",
+        "ws": "mini_claude.web.connections:WebSocketConnection",
+        "ws_max_size": settings.max_body_bytes + WS_ROOM_BYTES,
+        "limit_concurrency": settings.max_connections,
+        "timeout_graceful_shutdown": int(settings.shutdown_seconds) + 1,
+    }
+    if reload or settings.workers > 1:  # in processes and with servers that uvicorn makes
+        uvicorn.run(API, workers=settings.workers, reload=reload, **options)
+        return
+    server = WaitingServer(uvicorn.Config(API, **options))
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:  # its log says why
+        sys.exit(STARTUP_FAILURE)
 
 
 def _end_well(_signum: int, _frame: FrameType | None) -> None:

@@ -1,12 +1,14 @@
 """Whether anybody has the page open: Gradio looks for events again and again, which nobody needs while none is."""
 
+import asyncio
 from typing import Final
 
 from gradio.queueing import Queue
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 OPEN_SECONDS: Final = 0.02  # how often events of visitors are looked for
-CLOSED_SECONDS: Final = 0.1  # and while nobody has the page open; the first event of one that opens waits so long
+CLOSED_SECONDS: Final = 0.5  # and while nobody has the page open
+LEAVING_SECONDS: Final = 3.0  # after the last request: one that opens has events soon after it got its parts
 PROGRESS_SECONDS: Final = 1.0  # and what events say of their progress: none of ours does
 
 
@@ -23,12 +25,15 @@ class OpenPages:
         self._app = app
         self._queue = queue
         self._num_requests = 0
+        self._rest: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._rest is not None:
+            self._rest.cancel()
         self._num_requests += 1
         self._queue.sleep_when_free = OPEN_SECONDS
         try:
@@ -36,4 +41,4 @@ class OpenPages:
         finally:
             self._num_requests -= 1
             if not self._num_requests:
-                rest(self._queue)
+                self._rest = asyncio.get_running_loop().call_later(LEAVING_SECONDS, rest, self._queue)

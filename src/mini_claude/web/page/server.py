@@ -19,6 +19,7 @@ from mini_claude.runtime.liveness import end_with_parent
 from mini_claude.services.services import Services, open_services
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import configure_logging, get_logger
+from mini_claude.utils.waiting_server import WaitingServer
 from mini_claude.web.page.layout import build_page
 from mini_claude.web.page.open_pages import OpenPages
 from mini_claude.web.page.theme import CSS, HEAD, page_theme
@@ -64,11 +65,13 @@ async def serve(settings: Settings) -> None:
                 uds=str(socket),
                 log_config=None,
                 access_log=False,
+                date_header=False,  # the worker that passes answers on has its own
+                server_header=False,
                 timeout_graceful_shutdown=GRACE_SECONDS,
             )
             log.info("page.ready", pid=os.getpid())
             with suppress(KeyboardInterrupt):
-                await uvicorn.Server(config).serve()
+                await WaitingServer(config).serve()
         finally:
             await services.aclose()
     finally:
