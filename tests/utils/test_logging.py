@@ -87,6 +87,22 @@ def test_an_exception_stays_on_its_line(settings: Settings) -> None:
     assert ["LookupError: gone" in line["exception"] for line in lines(settings)] == [True, True]
 
 
+def test_a_line_is_made_once_for_all_who_write_it(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    render = structlog.processors.JSONRenderer.__call__
+
+    def counted(*arguments: Any) -> str | bytes:
+        made.append(arguments[-1]["event"])
+        return render(*arguments)
+
+    monkeypatch.setattr(structlog.processors.JSONRenderer, "__call__", counted)
+    configure_logging(settings, "api")
+    get_logger("ours").info("hello")
+    logging.getLogger("theirs").error("%s failed", "it")
+    assert made == ["hello", "it failed"]
+    assert [line["event"] for line in lines(settings)] == made
+
+
 def test_the_request_id_is_on_every_line_of_its_request_and_on_no_other(settings: Settings) -> None:
     configure_logging(settings, "api")
     log = get_logger("ours")

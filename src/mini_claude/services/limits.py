@@ -76,9 +76,8 @@ class LimitService:
 
     def of(self, caller: Caller) -> Mapping[str, int]:
         """The limits that hold for the caller, by their names: the key's own before those of the settings."""
-        chosen = {
-            name: self._defaults[name] if value is None else value for name, value in asdict(caller.limits).items()
-        }
+        own = ((name, getattr(caller.limits, name), default) for name, default in self._defaults.items())
+        chosen = {name: default if limit is None else limit for name, limit, default in own}
         return {name: limit for name, limit in chosen.items() if limit}
 
     async def admit(self, caller: Caller, max_tokens: Sequence[int | None]) -> tuple[Permit, ...]:

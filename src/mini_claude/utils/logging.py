@@ -52,6 +52,16 @@ def _claim_log_file(directory: Path, process: str) -> Path:
         return directory / f"{process}-{number}.log"
 
 
+class _JsonFormatter(structlog.stdlib.ProcessorFormatter):
+    """Makes a line once for all who want it: the console, the file, and the file to see whether it still fits."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: str | None = record.__dict__.get("json_line")
+        if line is None:
+            line = record.__dict__["json_line"] = super().format(record)
+        return line
+
+
 def _without_url(record: logging.LogRecord) -> bool:
     """False for uvicorn's lines with the URL of a WebSocket, which may hold anything; ours have its route."""
     return '"WebSocket ' not in str(record.msg)
@@ -77,8 +87,8 @@ def configure_logging(settings: Settings, process: str) -> None:
         final: list[structlog.typing.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
         if as_json:
             final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-        else:
-            final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+            return _JsonFormatter(foreign_pre_chain=shared, processors=final)
+        final.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
         return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=final)
 
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
