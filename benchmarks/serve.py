@@ -8,12 +8,13 @@ the whole product: a client in a process of its own streams from /v1/chat/comple
 fastest interface, inside of its own process, with as many threads as there are questions. The contestants take turns;
 each is warmed up once at each concurrency. `--busy` starts so many programs beside them that compute all the time, as
 somebody's compiler does. Printed: tokens/s in all, ours divided by the peer's, and, for ours, the
-time to the first token and between two.
+time to the first token and between two. All questions come at once here; in benchmarks/crowd.py people come and go.
 """
 
 import argparse
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -24,9 +25,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,14 +96,16 @@ def wait_until_ready(url: str, process: "subprocess.Popen[bytes]") -> None:
     raise RuntimeError("the server does not start")
 
 
-async def streamed(address: str, text: str, key: str | None = None, *, sampled: bool = False) -> list[float]:
+async def streamed(
+    address: str, text: str, key: str | None = None, *, sampled: bool = False, num_tokens: int = NUM_TOKENS
+) -> list[float]:
     """When each event of a reply came. Reads no JSON: a client must not take what the server could use."""
     choice = {"temperature": TEMPERATURE, "top_p": TOP_P} if sampled else {"temperature": 0}
     body = json.dumps(
         {
             "model": "smollm2-135m",
             "messages": [{"role": "user", "content": text}],
-            "max_tokens": NUM_TOKENS,
+            "max_tokens": num_tokens,
             **choice,
             "logit_bias": {"0": -100, "2": -100},  # the tokens that would end a reply early
             "stream": True,
@@ -121,7 +124,7 @@ async def streamed(address: str, text: str, key: str | None = None, *, sampled: 
         received += chunk
         times += [time.perf_counter()] * chunk.count(b'"content":"')
     writer.close()
-    assert f'"completion_tokens":{NUM_TOKENS}'.encode() in received, received[-500:]
+    assert f'"completion_tokens":{num_tokens}'.encode() in received, received[-500:]
     return times
 
 
@@ -144,8 +147,8 @@ def measure_ours(address: str, concurrency: int, key: str | None, *, sampled: bo
 # The peers.
 
 
-def measure_llama_cpp(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
-    """By xllamacpp's server, called without HTTP."""
+def llama_cpp_peer(gguf: Path) -> Any:
+    """xllamacpp's server, called without HTTP."""
     import psutil
     import xllamacpp
 
@@ -153,49 +156,64 @@ def measure_llama_cpp(gguf: Path, concurrencies: list[int], *, sampled: bool) ->
     params.model.path = str(gguf)
     params.n_ctx, params.n_parallel, params.n_gpu_layers = 512 * 32, 32, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = psutil.cpu_count(logical=False) or 1
-    peer = xllamacpp.Server(params)
+    return xllamacpp.Server(params)
 
-    def ask(text: str, replies: list[Any]) -> None:
-        message = {"role": "user", "content": text}
-        options: dict[str, Any] = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "cache_prompt": True}
-        options |= {"temperature": TEMPERATURE, "top_p": TOP_P} if sampled else {"temperature": 0}
-        replies.append(peer.handle_chat_completions({"messages": [message], **options}))
 
+def ask_llama_cpp(peer: Any, text: str, *, num_tokens: int = NUM_TOKENS, sampled: bool = False) -> None:
+    """Return when the answer is there."""
+    options: dict[str, Any] = {"max_tokens": num_tokens, "ignore_eos": True, "cache_prompt": True}
+    options |= {"temperature": TEMPERATURE, "top_p": TOP_P} if sampled else {"temperature": 0}
+    reply = peer.handle_chat_completions({"messages": [{"role": "user", "content": text}], **options})
+    assert reply["usage"]["completion_tokens"] == num_tokens
+
+
+def measure_llama_cpp(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
+    peer = llama_cpp_peer(gguf)
     results = {}
     for concurrency in concurrencies:
         for texts in batches(concurrency):
-            replies: list[Any] = []
-            threads = [threading.Thread(target=ask, args=(text, replies)) for text in texts]
             start = time.perf_counter()
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(concurrency) as pool:
+                list(pool.map(functools.partial(ask_llama_cpp, peer, sampled=sampled), texts))
             seconds = time.perf_counter() - start
-            assert [reply["usage"]["completion_tokens"] for reply in replies] == [NUM_TOKENS] * concurrency
         results[str(concurrency)] = NUM_TOKENS * concurrency / seconds
     return results
 
 
-def measure_openvino(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
-    """By its continuous batching pipeline, with prefix caching."""
+def openvino_peer(gguf: Path) -> Any:
+    """Its continuous batching pipeline, with prefix caching."""
     import openvino_genai
 
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size, scheduler.max_num_seqs, scheduler.max_num_batched_tokens = 2, 64, 512
     scheduler.dynamic_split_fuse = scheduler.enable_prefix_caching = True
-    peer = openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU")
+    return openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU")
+
+
+def openvino_config(*, num_tokens: int = NUM_TOKENS, sampled: bool = False) -> Any:
+    import openvino_genai
+
     config = openvino_genai.GenerationConfig()
-    config.max_new_tokens = config.min_new_tokens = NUM_TOKENS
+    config.max_new_tokens = config.min_new_tokens = num_tokens
     config.ignore_eos, config.apply_chat_template = True, False
     if sampled:
         config.do_sample = True
         config.temperature, config.top_p = TEMPERATURE, TOP_P
+    return config
+
+
+def openvino_prompt(text: str) -> str:
+    """As the chat template of the embedded model has it."""
     system = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    return f"{system}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def measure_openvino(gguf: Path, concurrencies: list[int], *, sampled: bool) -> dict[str, float]:
+    peer, config = openvino_peer(gguf), openvino_config(sampled=sampled)
     results = {}
     for concurrency in concurrencies:
         for texts in batches(concurrency):
-            prompts = [f"{system}<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts]
+            prompts = [openvino_prompt(text) for text in texts]
             start = time.perf_counter()
             peer.generate(prompts, [config] * concurrency)
             seconds = time.perf_counter() - start
