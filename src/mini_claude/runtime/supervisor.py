@@ -80,8 +80,8 @@ class Supervisor:
         self._address = sockets.supervisor_address(settings.data_dir)
         self._listener = Listener(self._address, self._receive, self._left)
         self._slots: dict[str, ModelSlot] = {}
-        self._workers: set[ProcessIdentity] = set()
-        self._lines: set[Connection] = set()  # of workers
+        self._workers: dict[ProcessIdentity, Connection] = {}  # and the line by which each said hello last
+        self._lines: set[Connection] = set()  # of workers, and of the page
         self._metrics = Metrics()
         self._calls: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -147,7 +147,7 @@ class Supervisor:
 
     async def _serve(self, line: Connection, envelope: Envelope) -> None:
         try:
-            answer = await self._answer(envelope.body)
+            answer = await self._answer(envelope.body, line)
             if isinstance(envelope.body, Hello) and not line.closed:
                 self._lines.add(line)
         except MiniClaudeError as error:
@@ -159,7 +159,7 @@ class Supervisor:
         if envelope.call_id:
             line.send(Codec.encode(Answer(envelope.call_id, answer)))
 
-    async def _answer(self, body: SupervisorInbound) -> SupervisorOutbound:
+    async def _answer(self, body: SupervisorInbound, line: Connection) -> SupervisorOutbound:
         match body:
             case AcquireModel(spec=spec, options=options, exact=exact, gone=gone):
                 if self._ending.is_set():
@@ -177,10 +177,10 @@ class Supervisor:
             case Hello(role="page"):
                 pass
             case Hello(pid=pid, started=started):
-                self._workers.add(ProcessIdentity(pid, started))
+                self._workers[ProcessIdentity(pid, started)] = line
                 self._ends_at = time.monotonic() + self._settings.linger_seconds
             case Goodbye(pid=pid):
-                self._workers = {worker for worker in self._workers if worker.pid != pid}
+                self._workers = {worker: line for worker, line in self._workers.items() if worker.pid != pid}
             case Shutdown():
                 self.end()
             case (
@@ -225,10 +225,14 @@ class Supervisor:
         )
 
     async def _watch_workers(self) -> None:
-        """End when no worker has lived for `linger_seconds`, and no job has been open."""
+        """End when no worker has lived for `linger_seconds`, and no job has been open.
+
+        The system cuts a process's line when it ends. One without a line may live all the same, and come back.
+        """
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            self._workers = {worker for worker in self._workers if worker.alive()}
+            workers = self._workers.items()
+            self._workers = {worker: line for worker, line in workers if not line.closed or worker.alive()}
             if self._workers or (self._jobs is not None and self._jobs.busy):
                 self._ends_at = time.monotonic() + self._settings.linger_seconds
             elif time.monotonic() >= self._ends_at:
