@@ -5,12 +5,13 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from mini_claude.runtime.messages import ReplyEvent, RequestServed
 from mini_claude.types import GenerationDelta
 from mini_claude.web.streaming import frame, merge
 
-from .conftest import OpenSite, Site, eventually, served
+from .conftest import BASE, OpenSite, Site, eventually, served
 from .echo_runtime import EchoRuntime
 
 OPENAI = "/v1/chat/completions"
@@ -147,6 +148,36 @@ async def test_at_the_end_of_the_server_a_stream_gets_an_error_and_a_whole_answe
     assert '"code":"shutting_down"' in (await streamed).split("\n\n")[-2]
     assert ((await whole).status_code, (await whole).json()["error"]["code"]) == (503, "shutting_down")
     await eventually(lambda: idle(site))
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "frames"),
+    [
+        (OPENAI, {"stream_options": {"include_usage": True}}, [b'"finish_reason":"stop"', b'"choices":[]', b"[DONE]"]),
+        (OPENAI, {"n": 2}, [b'"finish_reason":"stop"', b"[DONE]"]),
+        ("/v1/completions", {}, [b'"finish_reason":"stop"', b"[DONE]"]),
+        (NATIVE, {}, [b"event: end\n"]),
+    ],
+)
+async def test_what_is_known_at_the_end_leaves_in_one_piece(
+    site: Site, path: str, options: dict[str, Any], frames: list[bytes]
+) -> None:
+    pieces: list[tuple[bytes, bool]] = []
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        async def note(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                pieces.append((message["body"], message["more_body"]))
+            await send(message)
+
+        await site.app(scope, receive, note)
+
+    body = {"prompt": "hello"} if path == "/v1/completions" else HELLO
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(watched), base_url=BASE) as client:
+        await client.post(path, json={**body, "stream": True, **options})
+    assert [more for _, more in pieces] == [True] * (len(pieces) - 1) + [False]
+    ending = pieces[-1][0].removesuffix(b"\n\n").split(b"\n\n")[-len(frames) :]
+    assert all(part in each for part, each in zip(frames, ending, strict=True))
 
 
 class Numbers:

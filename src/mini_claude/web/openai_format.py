@@ -10,7 +10,7 @@ from mini_claude.errors import MiniClaudeError
 from mini_claude.runtime.messages import ReplyEvent
 from mini_claude.types import FinishReason, TokenLogprob, TopLogprob, Usage
 from mini_claude.web.error_handlers import known_error, openai_error
-from mini_claude.web.streaming import FinishedReply, Reply, ascii_json, frame, interrupted, merge
+from mini_claude.web.streaming import FinishedReply, LastFrames, Reply, ascii_json, frame, interrupted, merge
 
 DONE: Final = b"data: [DONE]\n\n"
 Json = dict[str, Any]
@@ -190,7 +190,10 @@ async def chunks(
     include_usage: bool,
     num_prompts: int = 1,
 ) -> AsyncGenerator[bytes, None]:
-    """The frames of a stream, `[DONE]` included. An error becomes the last frame, with nothing after it."""
+    """The frames of a stream, `[DONE]` included. An error becomes the last frame, with nothing after it.
+
+    What is known at the same time comes as one piece.
+    """
     head = _head(shape, shape.chunk, model)
     frames = _ChunkFrames({**head, "choices": []} | ({"usage": None} if include_usage else {}))
     usages: dict[int, Usage] = {}
@@ -198,20 +201,26 @@ async def chunks(
         opening = shape.opening(index)
         if opening is not None:
             yield frames.of(opening)
+    part = b""
+    num_open = len(replies)
     try:
         async with aclosing(merge(replies)) as events:
             async for index, event in events:
-                for choice in _choices(shape, index, event):
-                    yield frames.of(choice)
+                part = b"".join([frames.of(choice) for choice in _choices(shape, index, event)])
                 if event.delta.usage is not None:
                     usages[index] = event.delta.usage
+                num_open -= event.delta.finish_reason is not None
+                if part and num_open:
+                    yield part
+                    part = b""
     except Exception as error:
-        yield error_frame(known_error(error, request_id))
+        yield LastFrames(part + error_frame(known_error(error, request_id)))
         return
+    counts = b""
     if include_usage:
-        counts = usage_of([usages[index] for index in range(len(replies))], num_prompts)
-        yield frame({**head, "choices": [], "usage": counts})
-    yield DONE
+        usage = usage_of([usages[index] for index in range(len(replies))], num_prompts)
+        counts = frame({**head, "choices": [], "usage": usage})
+    yield LastFrames(part + counts + DONE)
 
 
 def _choices(shape: Shape, index: int, event: ReplyEvent) -> list[Json]:

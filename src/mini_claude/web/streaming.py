@@ -159,6 +159,11 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await cancel_all((task, gone))
 
 
+class LastFrames(bytes):
+    """After these comes nothing: they leave together with the end of the answer. Each piece costs the system as much as
+    a token does."""
+
+
 class EventStream(Response):
     """A response of server-sent events, with further `headers`.
 
@@ -216,7 +221,10 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         async for part in self._frames:
-            await self._send(send, part, more=True)
+            is_last = isinstance(part, LastFrames)
+            await self._send(send, part, more=not is_last)
+            if is_last:
+                return
         await self._send(send, b"", more=False)
 
     async def _ping(self, send: Send) -> None:

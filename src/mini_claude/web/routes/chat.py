@@ -23,6 +23,7 @@ from mini_claude.web.schemas.sampling import Id
 from mini_claude.web.schemas.sessions import ConversationPublic, SessionChange, SessionList, SessionPublic
 from mini_claude.web.streaming import (
     EventStream,
+    LastFrames,
     Reply,
     closing_on_error,
     collect,
@@ -110,14 +111,15 @@ async def _events(started: _Started, request_id: str, started_at: float) -> Asyn
     try:
         async for event in started.reply:
             delta = event.delta
-            if delta.text or delta.logprobs:
-                yield frame(_delta(event.number, delta), "delta")
+            part = frame(_delta(event.number, delta), "delta") if delta.text or delta.logprobs else b""
             if delta.finish_reason is not None:
-                yield frame(_end(event.number, delta, started_at), "end")
+                yield LastFrames(part + frame(_end(event.number, delta, started_at), "end"))
                 return
+            if part:
+                yield part
         raise interrupted()
     except Exception as error:
-        yield _error(known_error(error, request_id), request_id)
+        yield LastFrames(_error(known_error(error, request_id), request_id))
 
 
 def _error(error: MiniClaudeError, request_id: str) -> bytes:
