@@ -31,7 +31,7 @@ from serve import NUM_TOKENS, batches, server
 from startup import processes, role_of
 from torch_engine_setup import embedded_model
 
-MIN_REPLIES = 8  # the system counts processor time in hundredths of a second
+MIN_REPLIES = 24  # the system counts processor time in hundredths of a second
 SERVE = str(Path(__file__).with_name("serve.py"))
 
 

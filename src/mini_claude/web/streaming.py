@@ -5,6 +5,7 @@ Whoever consumes a reply here closes it, also when nobody is left to read it: cl
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
@@ -188,8 +189,8 @@ class EventStream(Response):
         self._close = close
         self._ping_seconds = ping_seconds
         self._last_words = last_words
-        self._line = asyncio.Lock()  # a ping must not fall between a frame and its wait for the socket
-        self._last_sent = 0.0
+        self._is_sending = False  # or waiting until somebody takes more
+        self._last_sent = time.monotonic()
         # no-transform and x-accel-buffering keep proxies from holding frames back
         self.init_headers({"cache-control": "no-store, no-transform", "x-accel-buffering": "no", **headers})
 
@@ -215,9 +216,10 @@ class EventStream(Response):
             await self._close()
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
-        async with self._line:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
-            self._last_sent = asyncio.get_running_loop().time()
+        self._is_sending = True
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._is_sending = False
+        self._last_sent = time.monotonic()
 
     async def _write(self, send: Send) -> None:
         async for part in self._frames:
@@ -228,9 +230,10 @@ class EventStream(Response):
         await self._send(send, b"", more=False)
 
     async def _ping(self, send: Send) -> None:
-        now = asyncio.get_running_loop().time
-        self._last_sent = now()
+        wait = self._ping_seconds
         while True:
-            await asyncio.sleep(self._last_sent + self._ping_seconds - now())
-            if now() >= self._last_sent + self._ping_seconds:
+            await asyncio.sleep(wait)
+            left = self._last_sent + self._ping_seconds - time.monotonic()
+            if left <= 0 and not self._is_sending:
                 await self._send(send, PING, more=True)
+            wait = left if left > 0 else self._ping_seconds
