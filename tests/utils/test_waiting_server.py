@@ -54,3 +54,24 @@ async def test_every_tick_tells_the_time(server: WaitingServer, monkeypatch: pyt
     monkeypatch.setattr("uvicorn.server.time.time", time)
     await server.main_loop()
     assert dates == [b"Thu, 01 Jan 1970 00:00:00 GMT", b"Thu, 01 Jan 1970 00:00:01 GMT"]
+
+
+async def test_without_a_date_there_is_nothing_to_wake_for(
+    server: WaitingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting_server, "TICK_SECONDS", 0.0)
+    ticks: list[int] = []
+
+    async def on_tick(counter: int) -> bool:
+        ticks.append(counter)
+        return server.should_exit
+
+    monkeypatch.setattr(server, "on_tick", on_tick)
+    server.config.date_header = False
+    running = asyncio.create_task(server.main_loop())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert ticks == [0]
+    server.handle_exit(signal.SIGTERM, None)
+    await running
+    assert ticks == [0, 0]

@@ -82,6 +82,7 @@ class Supervisor:
         self._slots: dict[str, ModelSlot] = {}
         self._workers: dict[ProcessIdentity, Connection] = {}  # and the line by which each said hello last
         self._lines: set[Connection] = set()  # of workers, and of the page
+        self._somebody_left = asyncio.Event()
         self._metrics = Metrics()
         self._calls: set[asyncio.Task[None]] = set()
         self._ending = asyncio.Event()
@@ -144,6 +145,7 @@ class Supervisor:
 
     def _left(self, line: Connection) -> None:
         self._lines.discard(line)
+        self._somebody_left.set()
 
     async def _serve(self, line: Connection, envelope: Envelope) -> None:
         try:
@@ -181,6 +183,7 @@ class Supervisor:
                 self._ends_at = time.monotonic() + self._settings.linger_seconds
             case Goodbye(pid=pid):
                 self._workers = {worker: line for worker, line in self._workers.items() if worker.pid != pid}
+                self._somebody_left.set()
             case Shutdown():
                 self.end()
             case (
@@ -229,12 +232,18 @@ class Supervisor:
 
         The system cuts a process's line when it ends. One without a line may live all the same, and come back.
         """
+        linger = self._settings.linger_seconds
         while True:
-            await asyncio.sleep(WATCH_SECONDS)
+            if self._workers and not any(line.closed for line in self._workers.values()):
+                self._somebody_left.clear()
+                await self._somebody_left.wait()
+                self._ends_at = time.monotonic() + linger
+            else:
+                await asyncio.sleep(WATCH_SECONDS)
             workers = self._workers.items()
             self._workers = {worker: line for worker, line in workers if not line.closed or worker.alive()}
             if self._workers or (self._jobs is not None and self._jobs.busy):
-                self._ends_at = time.monotonic() + self._settings.linger_seconds
+                self._ends_at = time.monotonic() + linger
             elif time.monotonic() >= self._ends_at:
                 break
         log.info("supervisor.no_workers_left")

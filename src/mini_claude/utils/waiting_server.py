@@ -22,9 +22,10 @@ class WaitingServer(uvicorn.Server):
     async def main_loop(self) -> None:
         """Return when the server has to end."""
         self._loop = asyncio.get_running_loop()
+        seconds = TICK_SECONDS if self.config.date_header else None
         while not await self.on_tick(0):  # 0: the tick that tells the time
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._told_to_exit.wait(), TICK_SECONDS)
+                await asyncio.wait_for(self._told_to_exit.wait(), seconds)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came."""

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 OPEN_SECONDS: Final = 0.02  # how often events of visitors are looked for
 CLOSED_SECONDS: Final = 0.5  # and while nobody has the page open
 LEAVING_SECONDS: Final = 3.0  # after the last request: one that opens has events soon after it got its parts
-PROGRESS_SECONDS: Final = 1.0  # and what events say of their progress: none of ours does
+PROGRESS_SECONDS: Final = 60.0  # and what events say of their progress: none of ours does
 
 
 def rest(queue: Queue) -> None:
