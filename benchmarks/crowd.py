@@ -67,7 +67,7 @@ def measure_llama_cpp(peer: Any, crowd: Crowd) -> None:
 
 
 def measure_openvino(peer: Any, crowd: Crowd) -> None:
-    from openvino_genai.py_openvino_genai import GenerationStatus  # type: ignore[import-untyped]
+    from openvino_genai.py_openvino_genai import GenerationStatus
 
     names = itertools.count()
 
