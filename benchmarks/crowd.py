@@ -73,10 +73,9 @@ def measure_openvino(peer: Any, crowd: Crowd) -> None:
 
     def ask(questions: list[tuple[str, int]]) -> tuple[Any, list[tuple[str, int]]]:
         """The first of them; returned are its handle and the others."""
-        text, num_tokens = questions[0]
-        return peer.add_request(next(names), openvino_prompt(text), openvino_config(num_tokens=num_tokens)), questions[
-            1:
-        ]
+        (text, num_tokens), *others = questions
+        config = openvino_config(num_tokens=num_tokens)
+        return peer.add_request(next(names), openvino_prompt(text), config), others
 
     running = [ask(questions) for questions in crowd]
     while running:

@@ -59,7 +59,7 @@ from mini_claude.utils.logging import configure_logging, get_logger
 
 log = get_logger(__name__)
 
-WATCH_SECONDS = 0.5  # how soon the death of a worker is noticed
+WATCH_SECONDS = 0.5  # how often workers without a line are looked for
 FIRST_HELLO_SECONDS = 30.0
 
 

@@ -168,9 +168,9 @@ class LastFrames(bytes):
 class EventStream(Response):
     """A response of server-sent events, with further `headers`.
 
-    Writes a comment after `ping_seconds` of silence, so that proxies keep the line open. Ends when `frames` ends, the
-    client hangs up, or the server's deadline for shutting down has passed (`last_words` is sent then); in every case
-    `close` is awaited before the response is over.
+    Writes a comment after `ping_seconds` of silence, so that proxies keep the line open. Ends when `frames` ends, whose
+    last are `LastFrames`, the client hangs up, or the server's deadline for shutting down has passed (`last_words` is
+    sent then); in every case `close` is awaited before the response is over.
     """
 
     media_type = "text/event-stream"
@@ -223,11 +223,7 @@ class EventStream(Response):
 
     async def _write(self, send: Send) -> None:
         async for part in self._frames:
-            is_last = isinstance(part, LastFrames)
-            await self._send(send, part, more=not is_last)
-            if is_last:
-                return
-        await self._send(send, b"", more=False)
+            await self._send(send, part, more=not isinstance(part, LastFrames))
 
     async def _ping(self, send: Send) -> None:
         wait = self._ping_seconds
