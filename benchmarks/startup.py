@@ -2,14 +2,14 @@
 
     python benchmarks/startup.py [--rounds 5]
 
-The model's files are made before, as after the first start. A client asks from the first moment until it is answered.
+First the very first start, in an empty data directory, which makes the model's files; then some later ones. A client
+asks from the first moment until it is answered.
 Memory is the proportional set size (PSS), in which a page that processes share counts once; resident sizes beside it.
 """
 
 import argparse
 import contextlib
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -21,8 +21,6 @@ from typing import Any
 
 import httpx
 import psutil
-
-from torch_engine_setup import embedded_model
 
 ROLES = {
     "runtime.supervisor": "supervisor",
@@ -79,6 +77,7 @@ def memory(data_dir: str) -> dict[str, tuple[float, float]]:
 
 
 def measure(data_dir: str) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Seconds to the first token, and `memory` when it rests."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,15 +100,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    folder = embedded_model()
     with tempfile.TemporaryDirectory() as data_dir:
-        shutil.copytree(folder, Path(data_dir, "models", folder.name))
-        measure(data_dir)  # the first start also makes the file that is served
+        first = measure(data_dir)
         rounds = [measure(data_dir) for _ in range(arguments.rounds)]
+    report("the first start", [first])
+    report("later starts", rounds)
+
+
+def report(name: str, rounds: list[tuple[float, dict[str, tuple[float, float]]]]) -> None:
+    """Print medians of some starts."""
     seconds = [seconds for seconds, _ in rounds]
     print(
-        f"first token after {statistics.median(seconds):.2f} s "
-        f"(of {arguments.rounds}: {min(seconds):.2f} to {max(seconds):.2f})"
+        f"{name}: first token after {statistics.median(seconds):.2f} s "
+        f"(of {len(rounds)}: {min(seconds):.2f} to {max(seconds):.2f})"
     )
     for role in rounds[0][1]:
         pss, rss = (statistics.median(sizes[role][index] for _, sizes in rounds) for index in (0, 1))

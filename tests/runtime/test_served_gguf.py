@@ -151,7 +151,8 @@ def test_what_only_torch_has_is_refused_for_llama_cpp(model: Model) -> None:
 
 
 async def test_auto_is_torch_for_what_is_no_gguf_file(model: Model) -> None:
-    (model.folder / "made_from.json").unlink()
-    loaded = open_model(model.spec, LoadOptions(engine="auto", num_threads=1), model.settings)
+    (model.folder / "made_from.json").write_text('{"kind": "hub", "location": "owner/tiny"}')
+    spec = ModelSpec("tiny", "causal_lm", (ModelSource("hub", "owner/tiny"),))
+    loaded = await asyncio.to_thread(open_model, spec, LoadOptions(engine="auto", num_threads=1), model.settings)
     assert loaded.kind == "torch"
     await loaded.engine.close()

@@ -1,18 +1,23 @@
 """From a catalog entry to a model that answers: its files, its renderer, its weights, its engine."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from mini_claude.engine.engine import Engine
 from mini_claude.errors import ModelLoadError, UnsupportedExport
 from mini_claude.models.base_model import ChatModel
+from mini_claude.runtime.adapter_requests import Base
+from mini_claude.runtime.short_process import ShortProcessEnded, run_short
 from mini_claude.types import LoadOptions, ModelSpec
 from mini_claude.utils.config import Settings
 from mini_claude.utils.logging import get_logger
 
 log = get_logger(__name__)
+
+UNPACK_SECONDS: Final = 540.0  # less than the default load_timeout_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,9 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
     """
     if options.engine == "echo":
         return _open_echo(spec, options)
-    from mini_claude.models.materialize import materialize
     from mini_claude.training.gguf_layout import GGUFLayout
 
-    folder = materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
+    folder = _files(spec, settings)
     if options.engine == "llama_cpp":
         if options.quantization is not None or options.dtype != "auto" or options.device not in ("auto", "cpu"):
             raise ModelLoadError("The llama_cpp engine has gguf_type instead of quantization and dtype, and no GPU.")
@@ -50,6 +54,18 @@ def open_model(spec: ModelSpec, options: LoadOptions, settings: Settings) -> Loa
                 raise
             log.warning("llama_cpp.unsuitable", model=spec.name, reason=error.message)
     return _open_torch(spec, folder, options)
+
+
+def _files(spec: ModelSpec, settings: Settings) -> Path:
+    """The model's folder. A GGUF file is unpacked in a process of its own, which takes torch and its memory along."""
+    from mini_claude.models.materialize import is_materialized, local_gguf, materialize
+
+    if not is_materialized(spec, settings.models_dir) and any(local_gguf(source) for source in spec.sources):
+        try:
+            asyncio.run(run_short("unpack", Base(spec, str(settings.models_dir)), UNPACK_SECONDS))
+        except ShortProcessEnded as error:
+            raise ModelLoadError(f"{spec.name} cannot be unpacked: {error.message}.") from error
+    return materialize(spec, settings.models_dir, allow_download=False, hub_owners=settings.hub_owners)
 
 
 def _suits_llama_cpp(spec: ModelSpec, folder: Path, options: LoadOptions) -> bool:

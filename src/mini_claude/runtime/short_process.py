@@ -148,6 +148,14 @@ def _export_adapter(request: Any) -> object:
     return None
 
 
+def _unpack(request: Any) -> object:
+    from mini_claude.runtime.adapter_requests import Base
+    from mini_claude.runtime.adapter_work import base_folder
+
+    base_folder(msgspec.convert(request, Base))
+    return None
+
+
 def _quantize(request: Any) -> object:
     from mini_claude.runtime.adapter_requests import QuantizeRequest
     from mini_claude.runtime.adapter_work import quantize
@@ -169,6 +177,7 @@ _PROGRAMS: Final[Mapping[str, Callable[[Any], object]]] = {
     "doctor": _examine,
     "import_adapter": _import_adapter,
     "export_adapter": _export_adapter,
+    "unpack": _unpack,
     "quantize": _quantize,
     "verify_adapter": _verify_adapter,
 }

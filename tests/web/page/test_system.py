@@ -73,13 +73,14 @@ def test_totals_are_summed_over_models_routes_and_codes() -> None:
         "# TYPE mini_claude_http_requests counter\n"
         'mini_claude_http_requests_total{method="GET",route="/",status="200"} 5.0\n'
         'mini_claude_http_requests_total{method="GET",route="/",status="503"} 1.0\n'
+        'mini_claude_http_requests_total{method="GET",route="/api/v1/health",status="503"} 3.0\n'
         "# TYPE mini_claude_time_to_first_token_seconds histogram\n"
         'mini_claude_time_to_first_token_seconds_bucket{model="a",le="+Inf"} 4.0\n'
         'mini_claude_time_to_first_token_seconds_count{model="a"} 4.0\n'
         'mini_claude_time_to_first_token_seconds_sum{model="a"} 2.0\n'
     )
     totals = totals_of(text)
-    assert (totals["answers"], totals["requests"], totals["faults"], totals["first_seconds"]) == (5, 6, 1, 0.5)
+    assert (totals["answers"], totals["requests"], totals["faults"], totals["first_seconds"]) == (5, 9, 1, 0.5)
     assert totals_of("")["first_seconds"] == 0
 
 

@@ -14,6 +14,7 @@ from mini_claude.web.page.time_plot import time_plot
 _GB: Final = 1e9
 _MB: Final = 1e6
 _PREFIX: Final = "mini_claude_"
+_READINESS: Final = "/api/v1/health"
 
 
 def health_html(health: Health, version: str, figures: Sequence[str] = ()) -> str:
@@ -41,7 +42,10 @@ def figures_of(free_bytes: int, totals: Mapping[str, float]) -> list[str]:
 
 
 def totals_of(exposition: str) -> dict[str, float]:
-    """Sums over a Prometheus text: answers, tokens, first_seconds (a mean), requests, faults (status 500 and above)."""
+    """Sums over a Prometheus text: answers, tokens, first_seconds (a mean), requests, faults.
+
+    A fault is an answer of status 500 and above, but for a "not ready" to whoever asks whether all is ready.
+    """
     sums = dict.fromkeys(("answers", "tokens", "seconds", "first", "requests", "faults"), 0.0)
     names = {
         "replies_total": "answers",
@@ -55,7 +59,8 @@ def totals_of(exposition: str) -> dict[str, float]:
             short = names.get(sample.name.removeprefix(_PREFIX))
             if short is not None:
                 sums[short] += sample.value
-            if short == "requests" and sample.labels["status"] >= "500":
+            is_fault = short == "requests" and sample.labels["status"] >= "500"
+            if is_fault and sample.labels["route"] != _READINESS:
                 sums["faults"] += sample.value
     return sums | {"first_seconds": sums["seconds"] / sums["first"] if sums["first"] else 0.0}
 
