@@ -30,6 +30,15 @@ void ggml_compute_forward_flash_attn_ext(
                 ggml_compute_forward_flash_attn_ext_f16(params, dst);
 }
 """
+CACHE_CLASS = """class llama_kv_cache {
+    // pending stream copies that will be applied during the next update
+};
+"""
+CACHE = """void llama_kv_cache::set_input_kq_mask(ggml_tensor * dst) {
+    if (dst->type == GGML_TYPE_F16) {
+    }
+}
+"""
 
 
 @pytest.fixture
@@ -37,6 +46,9 @@ def folder(tmp_path: Path) -> Path:
     """llama.cpp's source, as far as the kernels go into it."""
     folder = tmp_path / "ggml/src/ggml-cpu"
     folder.mkdir(parents=True)
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/llama-kv-cache.h").write_text(CACHE_CLASS)
+    (tmp_path / "src/llama-kv-cache.cpp").write_text(CACHE)
     (folder / "repack.cpp").write_text(REPACK)
     (folder / "ops.cpp").write_text(OPS)
     return folder
@@ -60,6 +72,9 @@ def test_they_go_where_llama_cpp_chooses(tmp_path: Path, folder: Path) -> None:
     assert repack.index('#include "vnni_matmul.h"') < repack.index("class tensor_traits_base")
     assert repack.index("GGML_TYPE_Q8_0") > repack.index("ggml_repack_get_optimal_repack_type")
     assert ops.index("mini_claude::attention(params, dst)") < ops.index("flash_attn_ext_f16(params, dst)")
+    assert "positions_of_step;" in (tmp_path / "src/llama-kv-cache.h").read_text()
+    cache = (tmp_path / "src/llama-kv-cache.cpp").read_text()
+    assert cache.index("dst->extra = positions_of_step.data();") < cache.index("GGML_TYPE_F16")
     assert {file.name for file in folder.glob("*.h")} == {file.name for file in KERNELS.glob("*.h")}
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from mini_claude.engine.engine import Engine
+from mini_claude.engine.engine_core import EngineCore, RequestFailure
 from mini_claude.engine.llama_cpp_engine import LlamaCppEngine
 from mini_claude.engine.llama_cpp_library import llama_cpp_library
+from mini_claude.engine.llama_cpp_model import LlamaCppModel
 from mini_claude.engine.torch_engine import TorchEngine
 from mini_claude.models.causal_lm import CausalLM
 from mini_claude.models.materialize import source_gguf
@@ -100,3 +102,36 @@ async def test_no_score_depends_on_the_threads_where_their_number_follows_the_lo
         replies.append(await _replies(engine, model))
         await engine.close()
     assert replies[0] == replies[1] or not llama_cpp_library().is_steady
+
+
+@pytest.mark.real_model
+def test_no_score_depends_on_who_is_there_or_was_there_before(smollm2_folder: Path, tmp_path: Path) -> None:
+    """One long text among short ones: all share a pool, where new tokens come into cells before those of older ones."""
+    model = CausalLM.from_folder("smollm2-135m", smollm2_folder)
+    GGUFTemplate(source_gguf(smollm2_folder)).write(smollm2_folder, None, tmp_path / "model", "q8_0")
+    options = LoadOptions(device="cpu", num_threads=2)
+    long = "Summarise it: " + " ".join(f"Sentence {number} is about topic {number * 7 % 13}." for number in range(120))
+    crowd = [long, *(f"Tell me {number} facts." for number in range(9))]
+
+    def new_core() -> EngineCore:
+        step_model = LlamaCppModel(tmp_path / "model", model.codec.vocab_size, options)
+        return EngineCore(step_model, model.codec, model.context_length, options)
+
+    def read(core: EngineCore, *prompts: str) -> dict[str, list[float]]:
+        params = SamplingParams(max_tokens=5, temperature=0.0, logprobs=1, ignore_eos=True)
+        for prompt in prompts:
+            core.add(GenerationRequest(prompt, model.render([Message("user", prompt)]).token_ids, params))
+        scores: dict[str, list[float]] = {prompt: [] for prompt in prompts}
+        while not core.is_idle:
+            for output in core.step():
+                assert not isinstance(output, RequestFailure), output
+                scores[output.request_id] += [token.logprob for token in output.logprobs or ()]
+        return scores
+
+    alone = {prompt: read(new_core(), prompt)[prompt] for prompt in (long, crowd[3], *PROMPTS)}
+    core = new_core()
+    together = read(core, *crowd)
+    assert core.model.storage.layout.is_shared  # type: ignore[attr-defined]
+    later = {prompt: read(core, prompt)[prompt] for prompt in PROMPTS}
+    found = {prompt: together[prompt] for prompt in (long, crowd[3])} | later
+    assert found == alone or not llama_cpp_library().is_steady

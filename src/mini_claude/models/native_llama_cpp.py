@@ -33,11 +33,16 @@ _OF_KERNELS: Final = ("avx512_vnni", "avx_vnni")  # what ours are written in (ke
 _NEWER: Final = (*_OF_KERNELS, "amx_int8")  # than the package's library knows
 _OFF: Final = ("COMMON", "TOOLS", "EXAMPLES", "TESTS", "SERVER", "APP")  # all that is not the library itself
 _KERNELS: Final = Path(__file__).parent / "kernels"
+_GGML: Final = "ggml/src/ggml-cpu"
 _INSERTIONS: Final = (  # into which file, before which line, what is put
-    ("repack.cpp", '#include "repack.h"\n', '#include "vec.h"\n\n#include <vector>\n'),
-    ("repack.cpp", "class tensor_traits_base : public ggml::cpu::tensor_traits {\n", '#include "vnni_matmul.h"\n'),
+    (f"{_GGML}/repack.cpp", '#include "repack.h"\n', '#include "vec.h"\n\n#include <vector>\n'),
     (
-        "repack.cpp",
+        f"{_GGML}/repack.cpp",
+        "class tensor_traits_base : public ggml::cpu::tensor_traits {\n",
+        '#include "vnni_matmul.h"\n',
+    ),
+    (
+        f"{_GGML}/repack.cpp",
         "    // instance for Q1_0\n",
         """#if defined(MINI_CLAUDE_KERNELS)
     static const ggml::cpu::repack::tensor_traits<block_q8_0, 8, 16, GGML_TYPE_Q8_0> vnni_q8_0;
@@ -51,16 +56,37 @@ _INSERTIONS: Final = (  # into which file, before which line, what is put
 #endif
 """,
     ),
-    ("ops.cpp", '#include "ops.h"\n', "#include <vector>\n"),
-    ("ops.cpp", "void ggml_compute_forward_flash_attn_ext(\n", '#include "attention.h"\n\n'),
+    (f"{_GGML}/ops.cpp", '#include "ops.h"\n', "#include <vector>\n"),
+    (f"{_GGML}/ops.cpp", "void ggml_compute_forward_flash_attn_ext(\n", '#include "attention.h"\n\n'),
     (
-        "ops.cpp",
+        f"{_GGML}/ops.cpp",
         "                ggml_compute_forward_flash_attn_ext_f16(params, dst);\n",
         """#if defined(MINI_CLAUDE_KERNELS)
                 if (mini_claude::attention(params, dst)) {
                     break;
                 }
 #endif
+""",
+    ),
+    (
+        "src/llama-kv-cache.h",
+        "    // pending stream copies that will be applied during the next update\n",
+        "    mutable std::vector<int32_t> positions_of_step;  // in each cell, for our kernel of attention\n\n",
+    ),
+    (
+        "src/llama-kv-cache.cpp",
+        "    if (dst->type == GGML_TYPE_F16) {\n",
+        """    positions_of_step.assign(n_kv * n_stream, -1);
+    for (int64_t s = 0; s < n_stream; s++) {
+        const auto & cells = v_cells.at(seq_to_stream[ubatch->seq_id[s * n_tps][0]]);
+        for (int64_t i = 0; i < n_kv; i++) {
+            if (!cells.is_empty(i)) {
+                positions_of_step[s * n_kv + i] = cells.pos_get(i);
+            }
+        }
+    }
+    dst->extra = positions_of_step.data();
+
 """,
     ),
 )
@@ -146,8 +172,7 @@ def add_kernels(source: Path) -> bool:
 
     False for a source that has changed where they would go in; it is compiled as it is.
     """
-    folder = source / "ggml/src/ggml-cpu"
-    files = {file: folder / file for file, _, _ in _INSERTIONS}
+    files = {file: source / file for file, _, _ in _INSERTIONS}
     texts = {file: path.read_text() if path.exists() else "" for file, path in files.items()}
     if any(texts[file].count(line) != 1 for file, line, _ in _INSERTIONS):
         log.warning("llama_cpp.compiled_without_kernels", reason="its source is another one than they were made for")
@@ -157,7 +182,7 @@ def add_kernels(source: Path) -> bool:
     for file, path in files.items():
         path.write_text(texts[file])
     for header in _KERNELS.glob("*.h"):
-        shutil.copy2(header, folder)
+        shutil.copy2(header, source / _GGML)
     return True
 
 

@@ -80,7 +80,10 @@ class EngineServer:
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=self._settings.shutdown_seconds)
         ending = Unavailable(
-            "The model is being unloaded or the server shut down.", code="shutting_down", retry_after=5.0
+            "The model is being loaded anew or unloaded, or the server shut down, and replies that run then get "
+            f"{self._settings.shutdown_seconds:.0f} s (the setting shutdown_seconds).",
+            code="shutting_down",
+            retry_after=5.0,
         )
         for request_id, task in list(self._tasks.items()):
             task.cancel()

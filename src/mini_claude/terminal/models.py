@@ -91,14 +91,15 @@ def load(
     name: Annotated[str, typer.Argument(help="A model of the catalog.")],
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="int8 or nf4.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8 or nf4, by torch: where memory is short.")] = None,
 ) -> None:
-    """Load a model into the running server."""
+    """Load a model into the running server; without options, one that is loaded already stays as it is."""
     body = {"model": name, "dtype": dtype, "device": device, "quantization": quantization}
     client = ServerClient(Settings())
     with console.status(f"loading {name}"):
         info = client.call("POST", "/api/v1/models/load", {key: value for key, value in body.items() if value})
-    console.print(f"{info['name']} is {info['state']} ({info['dtype']} on {info['device']})", markup=False)
+    numbers = info["quantization"] or info["dtype"]
+    console.print(f"{info['name']} is {info['state']} ({numbers} on {info['device']})", markup=False)
 
 
 @app.command()

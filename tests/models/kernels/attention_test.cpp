@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -25,6 +26,7 @@ struct ggml_tensor {
     int32_t op_params[4];
     ggml_tensor * src[5];
     void * data;
+    void * extra;
 };
 struct ggml_threadpool {
     std::mutex mutex;
@@ -108,6 +110,7 @@ struct Tensor {
     float * f32(int64_t b, int64_t c, int64_t d) { return (float *) row(b, c, d); }
     ggml_fp16_t * f16(int64_t b, int64_t c, int64_t d) { return (ggml_fp16_t *) row(b, c, d); }
     char * row(int64_t b, int64_t c, int64_t d) { return bytes.data() + b * of.nb[1] + c * of.nb[2] + d * of.nb[3]; }
+    const char * row(int64_t b, int64_t c, int64_t d) const { return const_cast<Tensor *>(this)->row(b, c, d); }
 };
 
 struct Case {
@@ -134,6 +137,36 @@ static std::vector<float> computed(Tensor & dst, int num_threads, size_t num_byt
     known = std::all_of(answers.begin(), answers.end(), [](char answer) { return answer; });
     const float * all = (const float *) dst.bytes.data();
     return std::vector<float>(all, all + dst.bytes.size() / sizeof(float));
+}
+
+// The same cells in another order, with their positions beside them, give the same to the last bit.
+static int check_order(std::mt19937 & random, const Case & c, Tensor & k, Tensor & v, Tensor & mask, Tensor & dst,
+                       const std::vector<float> & expected) {
+    const Tensor keys = k, values = v, shown = mask;
+    std::vector<int32_t> positions(c.num_cells * c.num_streams);
+    for (int64_t s = 0; s < c.num_streams; s++) {
+        const auto first = positions.begin() + s * c.num_cells;
+        std::iota(first, first + c.num_cells, 0);
+        std::shuffle(first, first + c.num_cells, random);
+        for (int64_t i = 0; i < c.num_cells; i++) {
+            const int64_t from = first[i];
+            for (int64_t group = 0; group < c.num_groups; group++) {
+                memcpy(k.row(i, group, s), keys.row(from, group, s), c.size * 2);
+                memcpy(v.row(i, group, s), values.row(from, group, s), c.size * 2);
+            }
+            for (int64_t t = 0; t < c.num_tokens; t++) {
+                mask.f16(t, 0, s)[i] = ((const ggml_fp16_t *) shown.row(t, 0, s))[from];
+            }
+        }
+    }
+    mask.of.extra = positions.data();
+    bool known;
+    const int num_wrong = computed(dst, c.num_threads, 1 << 22, known) != expected;
+    mask.of.extra = nullptr;
+    memcpy(k.bytes.data(), keys.bytes.data(), k.bytes.size());
+    memcpy(v.bytes.data(), values.bytes.data(), v.bytes.size());
+    memcpy(mask.bytes.data(), shown.bytes.data(), mask.bytes.size());
+    return num_wrong;
 }
 
 static int check(std::mt19937 & random, const Case & c) {
@@ -166,6 +199,7 @@ static int check(std::mt19937 & random, const Case & c) {
     const auto by_one = computed(dst, 1, 1 << 22, known_by_one);
     const auto without_room = computed(dst, c.num_threads, 0, known_without_room);  // segments are not shared then
     int num_wrong = !known + !known_by_one + !known_without_room + (result != by_one) + (result != without_room);
+    num_wrong += check_order(random, c, k, v, mask, dst, result);
     for (int64_t s = 0; s < c.num_streams; s++) {
         for (int64_t t = 0; t < c.num_tokens; t++) {
             for (int64_t h = 0; h < c.num_heads; h++) {

@@ -4,11 +4,14 @@
 // one token, for many, and for each number of threads. Here query heads that share keys and values go through them
 // together, sums are of 32 bits, and what a token gets depends only on what it looks at:
 //
-// - The cells that a token may look at are listed first; where they lie among others makes no difference.
+// - The cells that a token may look at are listed first, in the order of their positions, which llama.cpp's cache of keys
+//   and values leaves in `extra` of the mask: where they lie among others, and in which order, makes no difference.
 // - They are taken in segments of a fixed number. Each has a maximum, a sum and a result of its own (the softmax that
 //   can be continued, Milakov and Gimelshein 2018), and they are put together in their order, whoever computed them.
 //
 // What it does not know (other types, sinks, caps, ALiBi) it leaves to llama.cpp.
+
+#include <algorithm>
 
 #include "vectors.h"
 
@@ -20,7 +23,7 @@ constexpr int CELLS_OF_SEGMENT = 512;
 constexpr int MAX_HEADS = 4;                    // that go through keys and values together
 constexpr int MAX_SUMS = LANES == 16 ? 16 : 8;  // vectors that hold their results
 
-// The cells that one token may look at, in their order, and what is added to their scores.
+// The cells that one token may look at, earlier positions first, and what is added to their scores.
 struct Cells {
     std::vector<int32_t> index;
     std::vector<float> bias;
@@ -41,11 +44,11 @@ struct Partial {
     float * values;  // [size of a head]
 };
 
-static void list_cells(const ggml_fp16_t * mask, int64_t num_cells, Cells & cells) {
+// Without `positions` of all cells, the first cell counts as the earliest.
+static void list_cells(const ggml_fp16_t * mask, const int32_t * positions, int64_t num_cells, Cells & cells) {
     constexpr ggml_fp16_t MINUS_INFINITY = 0xfc00;
     constexpr uint64_t FOUR_OF_THEM = 0xfc00fc00fc00fc00;
     cells.index.resize(num_cells);
-    cells.bias.resize(num_cells);
     size_t num = 0;
     for (int64_t i = 0; i < num_cells; i++) {
         uint64_t four = 0;
@@ -55,13 +58,18 @@ static void list_cells(const ggml_fp16_t * mask, int64_t num_cells, Cells & cell
         if (four == FOUR_OF_THEM) {
             i += 3;
         } else if (!mask || mask[i] != MINUS_INFINITY) {
-            cells.index[num] = (int32_t) i;
-            cells.bias[num] = mask ? GGML_CPU_FP16_TO_FP32(mask[i]) : 0.0f;
-            num++;
+            cells.index[num++] = (int32_t) i;
         }
     }
     cells.index.resize(num);
+    const auto is_earlier = [positions](int32_t a, int32_t b) { return positions[a] < positions[b]; };
+    if (positions && !std::is_sorted(cells.index.begin(), cells.index.end(), is_earlier)) {
+        std::stable_sort(cells.index.begin(), cells.index.end(), is_earlier);
+    }
     cells.bias.resize(num);
+    for (size_t i = 0; i < num; i++) {
+        cells.bias[i] = mask ? GGML_CPU_FP16_TO_FP32(mask[cells.index[i]]) : 0.0f;
+    }
 }
 
 // `HEADS` query heads of `VECTORS * LANES` numbers each, already scaled, over `num` cells from `first` on.
@@ -184,12 +192,14 @@ struct Attention {
     std::vector<Partial> whole, next;
     Cells cells;
 
-    const ggml_fp16_t * mask_of(int64_t token, int64_t stream) const {
+    void list_cells_of(int64_t token, int64_t stream) {
         if (mask == nullptr) {
-            return nullptr;
+            return list_cells(nullptr, nullptr, k->ne[1], cells);
         }
-        const size_t at = token * mask->nb[1] + stream % mask->ne[3] * mask->nb[3];
-        return (const ggml_fp16_t *) ((const char *) mask->data + at);
+        const int64_t of_mask = stream % mask->ne[3];
+        const char * row = (const char *) mask->data + token * mask->nb[1] + of_mask * mask->nb[3];
+        const int32_t * positions = (const int32_t *) mask->extra;
+        list_cells((const ggml_fp16_t *) row, positions ? positions + of_mask * mask->ne[0] : nullptr, k->ne[1], cells);
     }
     float * result_of(int64_t head, int64_t token, int64_t stream) const {
         const int64_t row = (stream * dst->ne[2] + token) * dst->ne[1] + head;
@@ -307,7 +317,7 @@ static bool attention(const ggml_compute_params * params, ggml_tensor * dst) {
     const int64_t num_tokens = q->ne[1], num_groups = k->ne[2];
     int64_t listed = -1;
     if (num_tokens == 1 && q->ne[3] == 1) {
-        list_cells(call.mask_of(0, 0), k->ne[1], call.cells);
+        call.list_cells_of(0, 0);
         listed = 0;
         const size_t needed = q->ne[2] * call.num_segments() * (2 + call.size) * sizeof(float);
         if (call.num_segments() > 1 && needed <= params->wsize) {
@@ -323,7 +333,7 @@ static bool attention(const ggml_compute_params * params, ggml_tensor * dst) {
     for (int64_t part = params->ith; part < num_parts; part += params->nth) {
         const int64_t place = whole ? part : part / num_groups, token = place % num_tokens, stream = place / num_tokens;
         if (place != listed) {
-            list_cells(call.mask_of(token, stream), k->ne[1], call.cells);
+            call.list_cells_of(token, stream);
             listed = place;
         }
         for (int64_t group = 0; group < num_groups; group++) {

@@ -17,7 +17,10 @@ class ModelList(BaseModel):
 
 
 class ModelLoad(WireModel):
-    """Body of POST /api/v1/models/load. What is null is as the settings say."""
+    """Body of POST /api/v1/models/load. What is null is as the settings say.
+
+    With none of dtype, device and quantization, a copy that is loaded already will do, however it was loaded.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "smollm2-135m", "dtype": "float32"}]})
 
