@@ -211,10 +211,13 @@ def sessions(server: Server) -> list[dict[str, str]]:
     return listed
 
 
-def test_a_crowd_of_one_key_neither_shuts_another_out_nor_goes_before_it(tmp_path: Path) -> None:
-    """One seat, a queue that the crowd keeps as full as it may, and a guest who asks one question after the other."""
-    settings = {"engine": "echo", "max_num_seqs": "1", "max_waiting": "12"}
-    with serving(tmp_path / "data", **settings) as server, ThreadPoolExecutor(14) as pool:
+def test_a_crowd_of_one_key_neither_shuts_another_out_nor_goes_before_it(tmp_path: Path, smollm2_folder: Path) -> None:
+    """One seat, a queue that the crowd keeps as full as it may, and a guest who asks one question after the other.
+
+    With the real model, which takes longer over an answer than what passes it on: who is answered when is its order.
+    """
+    settings = {"max_num_seqs": "1", "max_waiting": "12"}
+    with serving_model(tmp_path / "data", smollm2_folder, **settings) as server, ThreadPoolExecutor(14) as pool:
         made = server.http.post("/api/v1/keys", json={"name": "admin"}).json()["key"]
         admin = {"authorization": f"Bearer {made}"}
         crowd, guest = (
@@ -241,13 +244,13 @@ def test_a_crowd_of_one_key_neither_shuts_another_out_nor_goes_before_it(tmp_pat
         for each in flooding:
             each.result()
     assert set(statuses) == {200, 503}
-    assert median(answered_meanwhile) <= 3  # the one that runs and what ends around it; its queue is nine long
+    assert median(answered_meanwhile) <= 2  # the one that runs, and what ends around it; its queue is nine long
 
 
 def asked(url: str, key: str) -> int:
-    """The status of a long reply's answer."""
+    """The status of the answer to somebody who wants a story."""
     with closing(HTTPConnection(url.removeprefix("http://"), timeout=60)) as connection:
-        body = json.dumps({"messages": user(LONG), "max_tokens": 1010})
+        body = json.dumps({"messages": user("Tell me a story."), "max_tokens": 24})
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         connection.request("POST", NATIVE, body, headers)
         response = connection.getresponse()
